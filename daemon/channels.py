@@ -1,0 +1,33 @@
+"""Every ZeroMQ channel of the daemon in one table: who talks to whom, and what is dropped.
+
+Nothing else in the repository names an endpoint pattern or a high-water mark.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Overflow(Enum):
+    """What happens to a message when its reader is slow."""
+
+    DROP_NEW = "drop new"  # counted by the writer, or seen by the reader as a gap in `seq`
+    BLOCK = "block"  # every request must be answered
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """One row of the table. `endpoint` is relative to the runtime directory."""
+
+    writer: str
+    readers: tuple[str, ...]
+    endpoint: str
+    depth: int  # messages queued on each side (ZeroMQ high-water mark)
+    overflow: Overflow
+
+
+CHANNELS = {
+    # name               writer      readers       endpoint               depth  overflow
+    "frames":   Channel("capture",  ("infer",),   "frames-{camera}.ipc",   16, Overflow.DROP_NEW),
+    "results":  Channel("infer",    ("clients",), "results.ipc",          256, Overflow.DROP_NEW),
+    "control":  Channel("operator", ("infer",),   "control.ipc",           16, Overflow.BLOCK),
+}  # fmt: skip

@@ -1,0 +1,1 @@
+"""Arithmetic: arrays in, arrays out. No files, sockets, threads, clocks, logging or config."""

@@ -1,0 +1,49 @@
+"""Every error visaged raises on purpose, as one tree.
+
+    VisagedError                 exit code 1
+    ├── ConfigError              exit code 78: configuration wrong; restarting will not help
+    ├── SourceError              a camera, video, photo or folder cannot be read
+    ├── PhotoError               a photo cannot be used (no face, two faces, broken, too large)
+    ├── ModelError               a weights file, ONNX file or archive is missing, corrupt or foreign
+    ├── GalleryError             the gallery cannot do what was asked
+    ├── RingError                frames in shared memory: no room, stale, foreign
+    └── MessageError             a message from outside is malformed, oversized or of another version
+
+Every message is one sentence for an operator at 3 a.m.: what, where, what to do.
+"""
+
+
+class VisagedError(Exception):
+    """Something visaged can explain; `str(error)` is the sentence to show."""
+
+    exit_code = 1
+
+
+class ConfigError(VisagedError):
+    """The configuration is wrong; restarting will not help."""
+
+    exit_code = 78
+
+
+class SourceError(VisagedError):
+    """A camera, video, photo or folder cannot be read."""
+
+
+class PhotoError(VisagedError):
+    """A photo cannot be used: no face, several faces, broken or too large."""
+
+
+class ModelError(VisagedError):
+    """A weights file, ONNX file or archive is missing, corrupt or foreign."""
+
+
+class GalleryError(VisagedError):
+    """The gallery cannot do what was asked."""
+
+
+class RingError(VisagedError):
+    """Frames in shared memory: no room, stale or foreign."""
+
+
+class MessageError(VisagedError):
+    """A message from outside is malformed, oversized or of another version."""

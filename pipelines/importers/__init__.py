@@ -1,0 +1,1 @@
+"""Read published weights in their makers' own formats and rebuild the networks as ONNX."""

@@ -1,0 +1,56 @@
+"""The dependency rule of docs/architecture.md, checked from the source text."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LAYERS = ["kernels", "pipelines", "daemon", "tools"]  # each may import those before it
+DOORS = {  # a heavy dependency and the only modules that may import it
+    "cryptography": {"pipelines/seal.py"},
+    "dlib": {"pipelines/dlib_faces.py", "tools/baseline.py"},
+    "_dlib_pybind11": {"pipelines/dlib_faces.py"},
+    "h5py": {"pipelines/importers/keras_h5.py"},
+    "onnxruntime": {"pipelines/ort_engine.py"},
+    "prometheus_client": {"daemon/metrics.py"},
+    "psutil": {"tools/resources.py"},
+    "torch": {"tools/train_emotion.py"},
+    "usearch": {"pipelines/template_index.py"},
+    "zmq": {"daemon/sockets.py"},
+}
+MAX_LINES = 400
+SOURCES = [path for layer in LAYERS for path in sorted((ROOT / layer).rglob("*.py"))]
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_imports_point_down_and_use_the_right_door(path: Path) -> None:
+    here = path.relative_to(ROOT)
+    below = LAYERS[: LAYERS.index(here.parts[0])]
+    depth = len(here.parts)  # `from ..x` leaves this folder's layer when the level equals the depth
+
+    for node in ast.walk(ast.parse(path.read_text())):
+        where = f"{here}:{getattr(node, 'lineno', 0)}"
+        if isinstance(node, ast.ImportFrom) and node.level == depth:
+            folder = (node.module or "").split(".")[0]
+            assert folder in below, f"{where} {here.parts[0]} must not import {folder}"
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            check_absolute(node.module or "", here, where)
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                check_absolute(alias.name, here, where)
+
+
+def check_absolute(module: str, here: Path, where: str) -> None:
+    top = module.split(".")[0]
+    assert top not in {*LAYERS, "visaged"}, f"{where} import our own folders relatively"
+    assert top not in DOORS or str(here) in DOORS[top], f"{where} imports {top} outside its door"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_a_module_fits_in_one_sitting(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= MAX_LINES

@@ -1,0 +1,1 @@
+"""Programs an operator starts by hand and that end."""
