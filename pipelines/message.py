@@ -121,6 +121,8 @@ Result = FaceFrame | CameraEnded
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Result)
+# msgspec lets broken UTF-8 in keys and bottomless nesting through as Python's own errors.
+_MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _schema_probe = msgspec.msgpack.Decoder(dict[str, Any])
 
 
@@ -151,7 +153,7 @@ def decode(parts: list[bytes]) -> tuple[Result, F32]:
         )
     try:
         result = _decoder.decode(header)
-    except msgspec.DecodeError as error:
+    except _MALFORMED as error:
         raise MessageError(_explain(header, error)) from error
     if result.schema[0] != SCHEMA_MAJOR:
         raise MessageError(_version_sentence(result.schema[0]))
@@ -169,10 +171,10 @@ def _embeddings_of(result: Result, buffer: bytes) -> F32:
     return embeddings
 
 
-def _explain(header: bytes, error: msgspec.DecodeError) -> str:
+def _explain(header: bytes, error: Exception) -> str:
     try:
         schema = _schema_probe.decode(header).get("schema")
-    except msgspec.DecodeError:
+    except _MALFORMED:
         schema = None
     if isinstance(schema, list) and schema and schema[0] != SCHEMA_MAJOR:
         return _version_sentence(schema[0])
