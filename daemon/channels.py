@@ -5,6 +5,11 @@ Nothing else in the repository names an endpoint pattern or a high-water mark.
 
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
+
+from ..pipelines.errors import ConfigError
+
+MAX_SOCKET_PATH_BYTES = 107  # sun_path of a Unix socket, less the closing zero
 
 
 class Overflow(Enum):
@@ -31,3 +36,19 @@ CHANNELS = {
     "results":  Channel("infer",    ("clients",), "results.ipc",          256, Overflow.DROP_NEW),
     "control":  Channel("operator", ("infer",),   "control.ipc",           16, Overflow.BLOCK),
 }  # fmt: skip
+
+
+def endpoint_of(runtime: Path, channel: str, camera: str = "") -> str:
+    """Return the `ipc://` endpoint of `channel` under the runtime directory.
+
+    Raises:
+        ConfigError: the path is longer than a Unix socket may have.
+    """
+    path = runtime.absolute() / CHANNELS[channel].endpoint.format(camera=camera)
+    length = len(str(path).encode())
+    if length > MAX_SOCKET_PATH_BYTES:
+        raise ConfigError(
+            f"the socket path {path} has {length} bytes, a Unix socket allows {MAX_SOCKET_PATH_BYTES}; "
+            f"set [paths] runtime to a shorter folder"
+        )
+    return f"ipc://{path}"
