@@ -42,6 +42,7 @@ SMALL, NORMAL = 0.40, 0.50  # font scale; 0.40 is about 12 px high with cv2's fo
 DASH_PX = 6.0
 PAD_PX = 4
 LINE_PX = 15
+GAP_S = 0.5  # a longer stretch without an emotion stays dark in a strip
 
 
 def annotate(rgb: U8, result: FaceFrame, *, width: int = 640) -> U8:
@@ -199,17 +200,17 @@ def _paint_bands(area: U8, samples: Sequence[tuple[float, Sequence[float]]], spa
     if not samples:
         return
     height, width = area.shape[:2]
-    times = np.array([at for at, _ in samples])
-    shares = np.array([probabilities for _, probabilities in samples], dtype=np.float32)
+    at = (np.arange(width) + 0.5) / width * span_s
+    times = np.array([second for second, _ in samples])
+    nearest = np.abs(times[None, :] - at[:, None]).argmin(axis=1)
+    shares = np.array([probabilities for _, probabilities in samples], dtype=np.float32)[nearest]
     edges = np.cumsum(shares, axis=1) / np.maximum(shares.sum(axis=1, keepdims=True), 1e-6)
-    palette = np.array([EMOTION_COLOURS[label] for label in EMOTIONS], dtype=np.uint8)
+    edges[:, -1] = 1.0  # rounding must not leave a sliver above the last band
     heights = (np.arange(height, 0, -1) - 0.5) / height  # 1 at the top, 0 at the bottom
-    for x in range(width):
-        at = (x + 0.5) / width * span_s
-        nearest = int(np.abs(times - at).argmin())
-        if abs(times[nearest] - at) >= 0.5:
-            continue
-        area[:, x] = palette[np.searchsorted(edges[nearest], heights).clip(max=len(EMOTIONS) - 1)]
+    bands = (heights[:, None, None] > edges[None]).sum(axis=-1)  # (H, W)
+    palette = np.array([EMOTION_COLOURS[label] for label in EMOTIONS], dtype=np.uint8)
+    is_known = np.abs(times[nearest] - at) < GAP_S
+    area[:, is_known] = palette[bands[:, is_known]]
 
 
 def _plate(picture: U8, place: tuple[int, int, int, int], colour: RGB, opacity: float) -> None:

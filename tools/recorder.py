@@ -1,0 +1,189 @@
+"""Record what the cameras saw and what was made of it: an annotated video and a contact sheet.
+
+The video shows all cameras side by side in their common time, with the emotions of the first one below.
+A `Recorder` is owned by one thread. It writes to a temporary name and renames at the end, so a file
+with its final name is whole.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from ..pipelines.errors import SourceError
+from ..pipelines.message import FaceFrame
+from .drawing import PAPER, Moment, annotate, contact_sheet, emotion_strip, fit
+from .tally import Mood, main_face
+
+U8 = npt.NDArray[np.uint8]
+
+VIDEO_FPS = 25
+STRIP_HEIGHT = 132
+STRIP_EVERY_NS = 500_000_000  # the strip is redrawn this often
+MOMENTS_KEPT = 24
+PANEL_WIDTH = 640
+
+
+@dataclass(slots=True)
+class Moments:
+    """Pictures at even intervals of a time whose length is not known in advance.
+
+    When there are too many, every second one is let go and the interval doubles.
+    """
+
+    interval_ns: int = 250_000_000
+    pictures: list[tuple[int, Moment]] = field(default_factory=list)
+
+    def is_due(self, at_ns: int) -> bool:
+        """Return whether a picture at `at_ns` would be kept."""
+        return not self.pictures or at_ns - self.pictures[-1][0] >= self.interval_ns
+
+    def add(self, at_ns: int, moment: Moment) -> None:
+        """Keep `moment`."""
+        self.pictures.append((at_ns, moment))
+        if len(self.pictures) > MOMENTS_KEPT:
+            self.pictures = self.pictures[::2]
+            self.interval_ns *= 2
+
+    def spread(self, n: int) -> list[Moment]:
+        """Return at most `n` moments, evenly spread from the first to the last."""
+        if not self.pictures:
+            return []
+        picks = np.linspace(0, len(self.pictures) - 1, min(n, len(self.pictures))).round().astype(int)
+        return [self.pictures[i][1] for i in picks]
+
+
+class Recorder:
+    """Draws results on their frames and writes the video as they come."""
+
+    def __init__(self, video: Path, cameras: Sequence[str], *, span_s: float) -> None:
+        """Begin `video`; `cameras` from left to right; `span_s` is the expected length in seconds."""
+        self.path = video
+        self._part = video.with_name(f".{video.stem}.part{video.suffix}")
+        self._panels: dict[str, U8 | None] = dict.fromkeys(cameras)
+        self._moments = {camera: Moments() for camera in cameras}
+        self._moods: list[Mood] = []
+        self._span_s = span_s
+        self._start_ns = self._next_ns = self._strip_ns = 0
+        self._strip: U8 | None = None
+        self._writer: cv2.VideoWriter | None = None
+        self._shape = (0, 0)
+
+    def add(self, result: FaceFrame, rgb: U8) -> None:
+        """Draw `result` on its frame `rgb` `(H, W, 3)` and move the video on to its time."""
+        camera, now_ns = result.camera, result.captured_ns
+        self._start_ns = self._start_ns or now_ns
+        panel = annotate(rgb, result, width=PANEL_WIDTH)
+        self._panels[camera] = panel
+        if self._moments[camera].is_due(now_ns):
+            self._moments[camera].add(now_ns, Moment(panel, self._caption(result)))
+        face = main_face(result.faces)
+        if face is not None and camera == next(iter(self._panels)):
+            at_s = (now_ns - self._start_ns) / 1e9
+            self._moods.append(Mood(at_s, tuple(face.emotion.probabilities)))
+        self._advance(now_ns)
+
+    def close(self) -> Path | None:
+        """Finish the video and return its path; None when there was nothing to record."""
+        if self._writer is None:
+            return None
+        self._writer.release()
+        self._writer = None
+        self._part.replace(self.path)
+        return self.path
+
+    def abandon(self) -> None:
+        """Give up: remove what was written so far."""
+        if self._writer is not None:
+            self._writer.release()
+        self._part.unlink(missing_ok=True)
+
+    def write_sheet(self, path: Path, title: str, *, per_camera: int = 8) -> Path | None:
+        """Write the contact sheet, all cameras below each other; None when there was nothing to show."""
+        moments = [m for kept in self._moments.values() for m in kept.spread(per_camera)]
+        if not moments:
+            return None
+        sheet = contact_sheet(title, moments)
+        strip, _ = fit(self._draw_strip(sheet.shape[1]), sheet.shape[1])
+        write_png(path, np.concatenate([sheet, strip], axis=0))
+        return path
+
+    def _caption(self, result: FaceFrame) -> str:
+        at_s = (result.captured_ns - self._start_ns) / 1e9
+        face = main_face(result.faces)
+        mood = f"  {face.emotion.label} {face.emotion.probability:.0%}" if face else ""
+        return f"{result.camera}  {at_s:.1f} s{mood}"
+
+    def _advance(self, now_ns: int) -> None:
+        """Write video frames until the video's time has caught up with `now_ns`."""
+        if any(panel is None for panel in self._panels.values()) and self._writer is None:
+            return  # wait until every camera has shown something: the video's size depends on it
+        if self._writer is None:
+            self._next_ns = now_ns
+        if self._next_ns > now_ns:
+            return
+        if self._strip is None or now_ns - self._strip_ns >= STRIP_EVERY_NS:
+            self._strip, self._strip_ns = self._draw_strip(PANEL_WIDTH * len(self._panels)), now_ns
+        picture = stack_panels([p for p in self._panels.values() if p is not None], self._strip)
+        writer = self._writer or self._open(picture)
+        while self._next_ns <= now_ns:
+            writer.write(picture[..., ::-1])
+            self._next_ns += 1_000_000_000 // VIDEO_FPS
+
+    def _draw_strip(self, width: int) -> U8:
+        camera = next(iter(self._panels))
+        span_s = max(self._span_s, self._moods[-1].at_s if self._moods else 0.0)
+        samples = [(mood.at_s, mood.probabilities) for mood in self._moods]
+        return emotion_strip(f"{camera}: emotions", samples, span_s, size=(width, STRIP_HEIGHT))
+
+    def _open(self, picture: U8) -> cv2.VideoWriter:
+        make_folder(self.path.parent)
+        size = (picture.shape[1], picture.shape[0])
+        writer = cv2.VideoWriter(str(self._part), cv2.VideoWriter.fourcc(*"mp4v"), VIDEO_FPS, size)
+        if not writer.isOpened():
+            raise SourceError(f"{self.path} cannot be written as a video; is the folder writable?")
+        self._writer = writer
+        return writer
+
+
+def stack_panels(panels: Iterable[U8], strip: U8) -> U8:
+    """Return panels of equal width side by side, centred in height, with `strip` below them."""
+    panels = list(panels)
+    height = max(panel.shape[0] for panel in panels)
+    row: list[U8] = []
+    for panel in panels:
+        cell: U8 = np.full((height, panel.shape[1], 3), PAPER, dtype=np.uint8)
+        top = (height - panel.shape[0]) // 2
+        cell[top : top + panel.shape[0]] = panel
+        row.append(cell)
+    return np.concatenate([np.concatenate(row, axis=1), strip], axis=0)
+
+
+def write_png(path: Path, rgb: U8) -> None:
+    """Write `rgb` `(H, W, 3)` as a PNG, whole or not at all.
+
+    Raises:
+        SourceError: the file cannot be written there.
+    """
+    make_folder(path.parent)
+    part = path.with_name(f".{path.stem}.part.png")
+    if not cv2.imwrite(str(part), rgb[..., ::-1]):
+        raise SourceError(f"{path} cannot be written; is the folder writable and the disk not full?")
+    part.replace(path)
+
+
+def make_folder(path: Path) -> None:
+    """Make folder `path` unless it is there.
+
+    Raises:
+        SourceError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SourceError(
+            f"the folder {path} cannot be made ({error.strerror}); choose another place"
+        ) from error
