@@ -12,7 +12,6 @@ from ..pipelines.errors import ConfigError
 from ..pipelines.identity import IdentityConfig
 from ..pipelines.tracker import TrackerConfig
 from . import toml_file
-from .camera import CameraConfig
 from .outline import Outline, check_names
 from .publisher import PublisherConfig, check_endpoint
 
@@ -20,8 +19,6 @@ from .publisher import PublisherConfig, check_endpoint
 class Config(Outline, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything that can be set. All tables but `[[camera]]` may be left out."""
 
-    camera: tuple[CameraConfig, ...] = ()  # type: ignore[assignment]
-    """The cameras, one table each."""
     detector: DetectorConfig = DetectorConfig()
     """How faces are found."""
     tracker: TrackerConfig = TrackerConfig()

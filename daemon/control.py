@@ -52,7 +52,7 @@ class Refused(Struct, frozen=True, kw_only=True, tag="refused", tag_field="answe
     sentence: str
 
 
-OrderKind = TypeVar("O", Ping, Status, EnrolTrack)
+OrderKind = TypeVar("OrderKind", Ping, Status, EnrolTrack)
 Handler = Callable[[Any], dict[str, Any]]
 
 _encoder = msgspec.msgpack.Encoder()

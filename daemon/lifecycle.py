@@ -1,0 +1,178 @@
+"""The life of every process: `python -m visaged.daemon.lifecycle NAME --config FILE`.
+
+NAME is `infer`, `capture@CAMERA` or `supervisor`. systemd units and the supervisor start the same command.
+What is the same for all is here: logging, signals, metrics, exit codes and the only `except Exception`.
+The work is in functions that are imported late, so that each process loads only what it needs:
+
+    capture.run_capture(outline: Outline, camera: CameraConfig, metrics: CaptureMetrics, stop: Event) -> int
+    infer.run_infer(config: Config, metrics: InferMetrics, stop: Event) -> int
+    supervisor.run_supervisor(outline: Outline, file: Path, metrics: SupervisorMetrics, stop: Event) -> int
+
+They return the exit code, soon (within process_table.STOP_S) after `stop` is set, or by themselves when
+there is nothing more to do: a capture at the end of its file, infer when every camera said that it ended.
+
+Exit codes: 0 finished or asked to stop; 1 failed, a restart may help; 78 the configuration is wrong, it
+will not. Threads: one does nothing but wait for signals, so that a main thread inside a long C call cannot
+miss one.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..pipelines.errors import ConfigError, VisagedError
+from . import logs
+from .metrics import CaptureMetrics, InferMetrics, SupervisorMetrics
+from .outline import Outline, load_outline, prepare_folder
+from .process_table import Process, processes
+
+log = logging.getLogger(__name__)
+
+PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+ALARM_S = 30  # from the request to stop to the end by force; the supervisor is faster
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the process that the command line names; return its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="visaged.daemon.lifecycle", description="Run one process of visaged."
+    )
+    parser.add_argument("name", help="infer, capture@CAMERA or supervisor")
+    parser.add_argument("--config", type=Path, required=True, help="the TOML file")
+    parser.add_argument("--parent", type=int, default=0, help="end when this process does")
+    options = parser.parse_args(arguments)
+
+    name_process(f"visaged-{options.name}")
+    logs.configure(options.name, logs.LoggingConfig())
+    if options.parent:
+        follow_parent(options.parent)
+    try:
+        outline = load_outline(options.config)
+        logs.configure(options.name, outline.logging)
+        with stop_event() as stop:
+            return run(options.name, outline, options.config, stop)
+    except VisagedError as error:
+        log.error("%s", error)
+        log.debug("where it came from", exc_info=True)
+        return error.exit_code
+    except Exception as error:  # the one place: log and end, whoever started us starts us again
+        log.error("failed: %s: %s", type(error).__name__, error)
+        log.debug("where it came from", exc_info=True)
+        return 1
+
+
+def run(name: str, outline: Outline, file: Path, stop: threading.Event) -> int:
+    """Run process `name` until it is done or `stop` is set; return its exit code."""
+    prepare_folder(outline.paths.runtime, "runtime")
+    if name == "supervisor":
+        from .supervisor import run_supervisor
+
+        with SupervisorMetrics() as metrics:
+            metrics.serve(outline.metrics, 0)
+            return run_supervisor(outline, file, metrics, stop)
+
+    process = find_process(name, outline, file)
+    os.nice(process.row.nice)
+    limit_opencv_threads()
+    if process.row.kind == "capture":
+        from .capture import run_capture
+
+        camera = next(c for c in outline.camera if f"capture@{c.name}" == name)
+        with CaptureMetrics(name) as capture_metrics:
+            capture_metrics.serve(outline.metrics, process.port_offset)
+            return run_capture(outline, camera, capture_metrics, stop)
+
+    from .config import load_config
+    from .infer import run_infer
+
+    config = load_config(file)
+    with InferMetrics(name) as infer_metrics:
+        infer_metrics.serve(outline.metrics, process.port_offset)
+        return run_infer(config, infer_metrics, stop)
+
+
+def find_process(name: str, outline: Outline, file: Path) -> Process:
+    """Return the row of the process table called `name`.
+
+    Raises:
+        ConfigError: there is none; a camera may be missing in the configuration.
+    """
+    table = processes([camera.name for camera in outline.camera])
+    for process in table:
+        if process.name == name:
+            return process
+    known = ", ".join(process.name for process in table)
+    raise ConfigError(f"{file} has no process {name!r}; it has {known}")
+
+
+@contextlib.contextmanager
+def stop_event() -> Iterator[threading.Event]:
+    """Give an event that SIGTERM or SIGINT sets; a process that then does not end is ended.
+
+    The handlers only make the interpreter write to the pipe; it does so in whichever thread the kernel
+    interrupts, also while the main thread is inside C code.
+    """
+    stop = threading.Event()
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+
+    def wait() -> None:
+        got = os.read(reader, 1)
+        if got not in (b"", b"\0"):
+            log.info("stopping on %s", signal.Signals(got[0]).name)
+            stop.set()
+            signal.alarm(ALARM_S)  # the kernel's own clock: it ends us even when the interpreter is stuck
+
+    thread = threading.Thread(target=wait, name="signals", daemon=True)
+    old_handlers = {number: signal.signal(number, lambda *_: None) for number in STOP_SIGNALS}
+    old_wakeup = signal.set_wakeup_fd(writer)
+    thread.start()
+    try:
+        yield stop
+    finally:
+        signal.set_wakeup_fd(old_wakeup)
+        for number, handler in old_handlers.items():
+            signal.signal(number, handler)
+        os.write(writer, b"\0")
+        thread.join()
+        signal.alarm(0)
+        os.close(reader)
+        os.close(writer)
+
+
+def limit_opencv_threads() -> None:
+    """Keep OpenCV to one thread: its pool costs more than it gives at our sizes."""
+    import cv2  # here: the supervisor has no use for it
+
+    cv2.setNumThreads(1)
+
+
+def follow_parent(parent: int) -> None:
+    """Ask the kernel for SIGTERM when `parent` dies, so that none of its processes is left over."""
+    _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it died before we asked
+        raise SystemExit(1)
+
+
+def name_process(name: str) -> None:
+    """Set the name that ps, top and the kernel's log show; its first 15 bytes count."""
+    buffer = ctypes.create_string_buffer(name.replace("visaged-capture@", "vis-cam@").encode()[:15])
+    _prctl(PR_SET_NAME, ctypes.addressof(buffer))
+
+
+def _prctl(option: int, value: int) -> None:
+    ctypes.CDLL(None, use_errno=True).prctl(option, ctypes.c_ulong(value), 0, 0, 0)
+
+
+if __name__ == "__main__":
+    code = main()
+    logging.shutdown()
+    sys.exit(code)

@@ -1,0 +1,213 @@
+"""Runs the processes of the table: starts, restarts, stops. Loads no image or network code.
+
+A process that fails is started again alone. One that fails too often ends everything, because nobody
+reads the log of a daemon that seems to run. One whose configuration is wrong (exit 78) is not started again.
+"""
+
+import fcntl
+import logging
+import os
+import signal
+import subprocess
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from ..pipelines.errors import ConfigError, VisagedError
+from .metrics import SupervisorMetrics
+from .outline import Outline
+from .process_table import (
+    MAX_RESTARTS,
+    STOP_S,
+    WINDOW_S,
+    Process,
+    RestartHistory,
+    command,
+    processes,
+)
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.1
+DRAIN_S = 30.0  # for infer to answer what the finished cameras left
+EXIT_CONFIG = ConfigError.exit_code
+
+
+@dataclass(slots=True)
+class Child:
+    """One process of the table and what became of it."""
+
+    process: Process
+    history: RestartHistory = field(default_factory=RestartHistory)
+    popen: subprocess.Popen[bytes] | None = None
+    start_at_s: float = 0.0  # when it is due, while `popen` is None
+    exit_code: int | None = None  # set for good: finished (0) or given up (78)
+
+    @property
+    def name(self) -> str:
+        """Name in the table."""
+        return self.process.name
+
+
+class Supervisor:
+    """Owns the child processes. Everything happens on the thread that calls `run`."""
+
+    def __init__(self, outline: Outline, file: Path, metrics: SupervisorMetrics) -> None:
+        self._file = file
+        self._metrics = metrics
+        self._children = [Child(p) for p in processes([camera.name for camera in outline.camera])]
+        self._drain_until_s: float | None = None
+
+    def run(self, stop: threading.Event) -> int:
+        """Keep the processes running until `stop`, or until all is finished; return the exit code."""
+        try:
+            while not stop.wait(TICK_S):
+                now_s = time.monotonic()
+                for child in self._children:
+                    self._look_after(child, now_s)
+                code = self._verdict(now_s)
+                if code is not None:
+                    return code
+            return 0
+        finally:
+            self._stop_all()
+
+    def _look_after(self, child: Child, now_s: float) -> None:
+        if child.exit_code is not None:
+            return
+        if child.popen is None:
+            if now_s >= child.start_at_s:
+                self._start(child)
+            return
+        code = child.popen.poll()
+        if code is not None:
+            child.popen = None
+            self._metrics.process_up.labels(child.name).set(0)
+            self._judge(child, code, now_s)
+
+    def _judge(self, child: Child, code: int, now_s: float) -> None:
+        if code == 0 and (child.process.row.kind == "capture" or self._all_cameras_done()):
+            log.info("%s has finished", child.name)
+            child.exit_code = 0
+            return
+        if code == EXIT_CONFIG:
+            log.error("%s ended because its configuration is wrong and is not started again", child.name)
+            child.exit_code = EXIT_CONFIG
+            return
+        wait_s = child.history.wait_s(now_s)
+        if wait_s is None:
+            raise VisagedError(
+                f"gave up: {child.name} ended {MAX_RESTARTS + 1} times within {WINDOW_S:.0f} s, "
+                f"the last time {describe_exit(code)}; see its messages above"
+            )
+        log.warning("%s ended %s, starting it again in %.1f s", child.name, describe_exit(code), wait_s)
+        child.start_at_s = now_s + wait_s
+        self._metrics.restarts.labels(child.name).inc()
+
+    def _all_cameras_done(self) -> bool:
+        cameras = [child for child in self._children if child.process.row.kind == "capture"]
+        return all(child.exit_code is not None for child in cameras)
+
+    def _verdict(self, now_s: float) -> int | None:
+        """Return the exit code when there is nothing left to wait for."""
+        codes = [child.exit_code for child in self._children if child.exit_code is not None]
+        infer = next(child for child in self._children if child.process.row.kind == "infer")
+        if infer.exit_code is not None:
+            return max(codes)
+        if not self._all_cameras_done():
+            return None
+        if self._drain_until_s is None:
+            log.info("all cameras have ended")
+            self._drain_until_s = now_s + DRAIN_S
+        if EXIT_CONFIG in codes or now_s > self._drain_until_s:
+            return max(codes)
+        return None
+
+    def _start(self, child: Child) -> None:
+        line = [*command(child.name, self._file), "--parent", str(os.getpid())]
+        # a session of its own: Ctrl-C on the terminal reaches only the supervisor, which stops in order
+        child.popen = subprocess.Popen(line, stdin=subprocess.DEVNULL, start_new_session=True)
+        self._metrics.process_up.labels(child.name).set(1)
+        self._metrics.restarts.labels(child.name).inc(0)
+        log.info("started %s, pid %d", child.name, child.popen.pid)
+
+    def _stop_all(self) -> None:
+        for order in sorted({child.process.row.stop_order for child in self._children}):
+            running = [
+                child.popen
+                for child in self._children
+                if child.popen is not None and child.process.row.stop_order == order
+            ]
+            stop_processes(running, STOP_S)
+        log.info("stopped")
+
+
+def stop_processes(running: list[subprocess.Popen[bytes]], grace_s: float) -> None:
+    """End `running`: SIGTERM, and SIGKILL for those that still run after `grace_s`."""
+    for popen in running:
+        popen.send_signal(signal.SIGTERM)
+    deadline = time.monotonic() + grace_s
+    for popen in running:
+        try:
+            popen.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            log.warning("killed pid %d, which did not stop within %.0f s", popen.pid, grace_s)
+            popen.kill()
+            popen.wait()
+
+
+def describe_exit(code: int) -> str:
+    """Return words for the exit code of a process; negative is a signal."""
+    if code >= 0:
+        return f"with exit code {code}"
+    try:
+        return f"by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"by signal {-code}"
+
+
+def lock_runtime(runtime: Path) -> IO[str]:
+    """Return the open lock file of `runtime`; the lock lasts until it is closed or this process ends.
+
+    Raises:
+        ConfigError: another supervisor holds it.
+    """
+    lock = (runtime / "supervisor.lock").open("a+")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.seek(0)
+        pid = lock.read().strip() or "unknown"
+        lock.close()
+        raise ConfigError(
+            f"visaged already runs in {runtime} (pid {pid}); stop it, or set another [paths] runtime"
+        ) from error
+    lock.truncate(0)
+    lock.write(str(os.getpid()))
+    lock.flush()
+    return lock
+
+
+def remove_leftovers(runtime: Path) -> None:
+    """Remove the socket files that killed processes left; only the holder of the lock may."""
+    for path in runtime.glob("*.ipc"):
+        path.unlink(missing_ok=True)
+
+
+def run_supervisor(outline: Outline, file: Path, metrics: SupervisorMetrics, stop: threading.Event) -> int:
+    """Run all processes of `outline`; return the exit code. See the module's first lines.
+
+    Raises:
+        ConfigError: no camera, or another supervisor runs in the same runtime folder.
+        VisagedError: a process failed again and again.
+    """
+    if not outline.camera:
+        raise ConfigError(f"{file} has no [[camera]]; add one with a name and a source")
+    with lock_runtime(outline.paths.runtime):
+        remove_leftovers(outline.paths.runtime)
+        try:
+            return Supervisor(outline, file, metrics).run(stop)
+        finally:
+            remove_leftovers(outline.paths.runtime)
