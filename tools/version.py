@@ -1,0 +1,12 @@
+"""`visaged version`: what is installed."""
+
+import platform
+
+import typer
+
+from ..daemon.metrics import version as installed_version
+
+
+def version() -> None:
+    """Print the version of visaged and of Python."""
+    typer.echo(f"visaged {installed_version()}, Python {platform.python_version()}")
