@@ -8,6 +8,7 @@ disagree with them.
 import errno
 import importlib.metadata
 import platform
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Protocol, Self
 
@@ -55,38 +56,49 @@ class Counts(Protocol):
 
 
 class _Ledgers(Collector):
-    """Exports ledger snapshots. `add` may be called while Prometheus scrapes."""
+    """Exports ledger snapshots. The lock keeps a ledger from being closed while it is read."""
 
     def __init__(self) -> None:
         self._snapshots: dict[str, Callable[[], Counts]] = {}
+        self._lock = threading.Lock()
 
     def add(self, camera: str, snapshot: Callable[[], Counts]) -> None:
-        self._snapshots = {**self._snapshots, camera: snapshot}
+        with self._lock:
+            self._snapshots[camera] = snapshot
+
+    def forget(self, camera: str) -> None:
+        with self._lock:
+            self._snapshots.pop(camera, None)
 
     def collect(self) -> Iterable[Metric]:
-        label = ["camera"]
-        captured = CounterMetricFamily("visaged_frames_captured", "Frames captured.", labels=label)
-        published = CounterMetricFamily("visaged_frames_published", "Frames published.", labels=label)
-        dropped = CounterMetricFamily(
-            "visaged_frames_dropped",
-            "Frames deliberately not published, by reason.",
-            labels=["camera", "reason"],
-        )
-        in_flight = GaugeMetricFamily(
-            "visaged_frames_in_flight", "Frames neither published nor dropped yet.", labels=label
-        )
-        for camera, snapshot in self._snapshots.items():
-            counts = snapshot()
-            for family, value in (
-                (captured, counts.captured),
-                (published, counts.published),
-                (in_flight, counts.in_flight),
-            ):
-                if value is not None:
-                    family.add_metric([camera], value)
-            for reason, value in counts.dropped.items():
-                dropped.add_metric([camera, reason], value)
-        return [family for family in (captured, published, dropped, in_flight) if family.samples]
+        with self._lock:
+            counts = {camera: snapshot() for camera, snapshot in self._snapshots.items()}
+        return _families(counts)
+
+
+def _families(counts_of: Mapping[str, Counts]) -> list[Metric]:
+    label = ["camera"]
+    captured = CounterMetricFamily("visaged_frames_captured", "Frames captured.", labels=label)
+    published = CounterMetricFamily("visaged_frames_published", "Frames published.", labels=label)
+    dropped = CounterMetricFamily(
+        "visaged_frames_dropped",
+        "Frames deliberately not published, by reason.",
+        labels=["camera", "reason"],
+    )
+    in_flight = GaugeMetricFamily(
+        "visaged_frames_in_flight", "Frames neither published nor dropped yet.", labels=label
+    )
+    for camera, counts in counts_of.items():
+        for family, value in (
+            (captured, counts.captured),
+            (published, counts.published),
+            (in_flight, counts.in_flight),
+        ):
+            if value is not None:
+                family.add_metric([camera], value)
+        for reason, value in counts.dropped.items():
+            dropped.add_metric([camera, reason], value)
+    return [family for family in (captured, published, dropped, in_flight) if family.samples]
 
 
 class Metrics:
@@ -109,6 +121,10 @@ class Metrics:
     def watch_ledger(self, camera: str, snapshot: Callable[[], Counts]) -> None:
         """Export what `snapshot` returns about `camera` at every scrape."""
         self._ledgers.add(camera, snapshot)
+
+    def forget_ledger(self, camera: str) -> None:
+        """Export nothing about `camera` any more; its ledger may then be closed."""
+        self._ledgers.forget(camera)
 
     def serve(self, config: MetricsConfig, offset: int) -> int:
         """Answer Prometheus on port `config.port + offset`; return the port, 0 when switched off.
@@ -164,9 +180,21 @@ class CaptureMetrics(Metrics):
             ["camera"],
             registry=self.registry,
         )
+        self.silences = prometheus.Counter(
+            "visaged_camera_silences_total",
+            "Times the camera was given up because it yielded nothing for too long.",
+            ["camera"],
+            registry=self.registry,
+        )
+        self.silences = prometheus.Counter(
+            "visaged_camera_silences_total",
+            "Times the camera was given up because no frame came.",
+            ["camera"],
+            registry=self.registry,
+        )
         self.capture_seconds = prometheus.Histogram(
             "visaged_capture_duration_seconds",
-            "Time to decode a frame and write it into the ring.",
+            "Time from a complete frame to its descriptor sent, waits of policy replay included.",
             ["camera"],
             buckets=SECONDS,
             registry=self.registry,
