@@ -11,11 +11,13 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 from ..pipelines.errors import ConfigError, VisagedError
+from .ledger import Ledger, ledger_path
 from .metrics import SupervisorMetrics
 from .outline import Outline
 from .process_table import (
@@ -27,6 +29,7 @@ from .process_table import (
     command,
     processes,
 )
+from .ring import remove_stale
 
 log = logging.getLogger(__name__)
 
@@ -54,10 +57,12 @@ class Child:
 class Supervisor:
     """Owns the child processes. Everything happens on the thread that calls `run`."""
 
-    def __init__(self, outline: Outline, file: Path, metrics: SupervisorMetrics) -> None:
-        self._file = file
+    def __init__(
+        self, table: list[Process], command_of: Callable[[str], list[str]], metrics: SupervisorMetrics
+    ) -> None:
+        self._command_of = command_of
         self._metrics = metrics
-        self._children = [Child(p) for p in processes([camera.name for camera in outline.camera])]
+        self._children = [Child(process) for process in table]
         self._drain_until_s: float | None = None
 
     def run(self, stop: threading.Event) -> int:
@@ -126,7 +131,7 @@ class Supervisor:
         return None
 
     def _start(self, child: Child) -> None:
-        line = [*command(child.name, self._file), "--parent", str(os.getpid())]
+        line = self._command_of(child.name)
         # a session of its own: Ctrl-C on the terminal reaches only the supervisor, which stops in order
         child.popen = subprocess.Popen(line, stdin=subprocess.DEVNULL, start_new_session=True)
         self._metrics.process_up.labels(child.name).set(1)
@@ -190,10 +195,27 @@ def lock_runtime(runtime: Path) -> IO[str]:
     return lock
 
 
-def remove_leftovers(runtime: Path) -> None:
-    """Remove the socket files that killed processes left; only the holder of the lock may."""
-    for path in runtime.glob("*.ipc"):
+def remove_leftovers(outline: Outline) -> None:
+    """Remove the sockets and rings that killed processes left; only the holder of the lock may."""
+    for path in outline.paths.runtime.glob("*.ipc"):
         path.unlink(missing_ok=True)
+    remove_stale(outline.paths.shm, outline.instance)
+
+
+def begin_books(outline: Outline) -> None:
+    """Remove the ledgers of an earlier run: this one counts from 1."""
+    for path in outline.paths.runtime.glob("ledger-*"):
+        path.unlink(missing_ok=True)
+
+
+def close_books(outline: Outline) -> None:
+    """Settle and log the ledger of every camera, once all processes have ended."""
+    for camera in outline.camera:
+        path = ledger_path(outline.paths.runtime, camera.name)
+        if path.exists():
+            with Ledger.open(path, create=False) as ledger:
+                ledger.settle_all("shutdown")
+                log.info("camera %s: %s", camera.name, ledger.snapshot())
 
 
 def run_supervisor(outline: Outline, file: Path, metrics: SupervisorMetrics, stop: threading.Event) -> int:
@@ -205,9 +227,13 @@ def run_supervisor(outline: Outline, file: Path, metrics: SupervisorMetrics, sto
     """
     if not outline.camera:
         raise ConfigError(f"{file} has no [[camera]]; add one with a name and a source")
+    table = processes([camera.name for camera in outline.camera])
+    parent = ["--parent", str(os.getpid())]
     with lock_runtime(outline.paths.runtime):
-        remove_leftovers(outline.paths.runtime)
+        remove_leftovers(outline)
+        begin_books(outline)
         try:
-            return Supervisor(outline, file, metrics).run(stop)
+            return Supervisor(table, lambda name: command(name, file) + parent, metrics).run(stop)
         finally:
-            remove_leftovers(outline.paths.runtime)
+            remove_leftovers(outline)
+            close_books(outline)
