@@ -96,7 +96,7 @@ class Sender:
         ring = self._ring_for(shot)
         if ring is None:
             return
-        slot, generation = ring.write(shot.rgb)
+        slot, generation = ring.write(shot.rgb, shot.captured_ns)
         dropped_before = self._ledger.dropped_at_capture()
         height, width = shot.rgb.shape[:2]
         descriptor = Descriptor(

@@ -32,6 +32,7 @@ HEADER_BYTES = 4096
 # int64 words of the header
 VERSION_AT, RING_ID_AT, PID_AT, STARTED_AT, SLOTS_AT, SLOT_BYTES_AT = 1, 2, 3, 4, 5, 6
 GENERATIONS_AT, GENERATION_STEP = 64, 8  # every generation in a cache line of its own
+CAPTURED_STEP = 1  # the word after a generation: `captured_ns` of the frame in the slot
 MAX_SLOTS = (HEADER_BYTES // 8 - GENERATIONS_AT) // GENERATION_STEP
 NAME = re.compile(r"visaged-[a-z0-9_-]+-[0-9a-f]{16}")
 YOUNG_S = 10.0  # a ring without header, younger than this, is just being made
@@ -119,13 +120,14 @@ class FrameRing:
         self._words[SLOTS_AT], self._words[SLOT_BYTES_AT] = n_slots, slot_bytes
         memory[: len(MAGIC)] = MAGIC  # last: with it the header is complete
 
-    def write(self, rgb: U8) -> tuple[int, int]:
+    def write(self, rgb: U8, captured_ns: int = 0) -> tuple[int, int]:
         """Copy `rgb`, `(H, W, 3)` and at most `slot_bytes` large, in; return its slot and generation."""
         slot = self._n_written % self.n_slots
         word = GENERATIONS_AT + slot * GENERATION_STEP
         generation = int(self._words[word]) + 2
         start = slot * self._stride
         self._words[word] = generation - 1
+        self._words[word + CAPTURED_STEP] = captured_ns
         self._data[start : start + rgb.size].reshape(rgb.shape)[...] = rgb
         self._words[word] = generation
         self._n_written += 1
@@ -211,6 +213,17 @@ class RingReader:
             return None
         rgb = view.copy()
         return rgb if self.is_intact(descriptor) else None
+
+    def find(self, captured_ns: int) -> tuple[int, int] | None:
+        """Return slot and generation of the frame captured at `captured_ns`, or None when it is gone.
+
+        For readers that follow the results and have no descriptor.
+        """
+        for slot in range(self._n_slots):
+            word = GENERATIONS_AT + slot * GENERATION_STEP
+            if int(self._words[word + CAPTURED_STEP]) == captured_ns:
+                return slot, int(self._words[word])
+        return None
 
     def close(self) -> None:
         """Let go of the mapping once no view is left."""

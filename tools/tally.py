@@ -4,6 +4,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -27,10 +28,12 @@ class Tally:
     """What the results of one camera add up to. Owned by the thread that reads them.
 
     `lost` counts results that were published but never reached this subscriber. `captured` is the newest
-    frame number seen, so the ledger can be checked from outside: captured = published + dropped.
+    frame number seen, so the ledger can be checked from outside: captured = published + dropped. Without
+    `is_from_start` what was before the first result is left out of all counts.
     """
 
     camera: str
+    is_from_start: bool = True
     captured: int = 0
     published: int = 0
     lost: int = 0
@@ -45,16 +48,21 @@ class Tally:
     last_ns: int = 0
     _run: str = ""
     _seq: int = 0
+    _before: int = 0
 
     def add(self, result: FaceFrame) -> None:
         """Count one result; they must come in the order in which they arrived."""
+        if not self._run and not self.is_from_start:
+            self._run, self._seq = result.run, result.seq - 1
+            self._before = result.frame_seq - 1
+            result = msgspec.structs.replace(result, drops={})
         if result.run != self._run:
             self._run, self._seq = result.run, 0
         self.lost += result.seq - self._seq - 1
         self._seq = result.seq
         self.first_ns = self.first_ns or result.captured_ns
         self.last_ns = result.captured_ns
-        self.captured = result.frame_seq
+        self.captured = result.frame_seq - self._before
         self.published += 1
         self.dropped.update(result.drops)
         self.latencies_ms.append((result.published_ns - result.captured_ns) / 1e6)

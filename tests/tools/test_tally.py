@@ -80,6 +80,15 @@ def test_a_new_run_of_the_daemon_is_not_a_loss() -> None:
     assert tally.lost == 89  # those before the first one this subscriber saw
 
 
+def test_what_was_before_the_first_result_can_be_left_out() -> None:
+    tally = Tally("door", is_from_start=False)
+
+    tally.add(result(50, 60, drops={"stale": 3}))
+    tally.add(result(51, 62, drops={"stale": 1}))
+
+    assert tally.ledger_sentence() == "3 captured = 2 published + 1 dropped (1 stale), ledger balanced"
+
+
 def test_emotions_are_read_second_by_second_from_the_largest_visible_face() -> None:
     tally = Tally("door")
 
