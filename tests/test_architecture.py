@@ -12,6 +12,12 @@ DOORS = {  # a heavy dependency and the only modules that may import it
     "dlib": {"pipelines/dlib_faces.py", "tools/baseline.py"},
     "_dlib_pybind11": {"pipelines/dlib_faces.py"},
     "h5py": {"pipelines/importers/keras_h5.py"},
+    "onnx": {
+        "pipelines/importers/graph.py",
+        "pipelines/importers/dlib_onnx.py",
+        "pipelines/importers/keras_h5.py",
+        "pipelines/model_store.py",
+    },
     "onnxruntime": {"pipelines/ort_engine.py"},
     "prometheus_client": {"daemon/metrics.py"},
     "psutil": {"tools/resources.py"},
