@@ -1,0 +1,114 @@
+"""Seal embeddings at rest with authenticated encryption (AES-256-GCM). The door to cryptography.
+
+A key file holds one 256-bit key per line as hex digits; the last line seals, all lines open, so a key
+is rotated by appending one. A sealed value is `key id (4) | nonce (12) | ciphertext and tag`.
+"""
+
+import hashlib
+import os
+import secrets
+import stat
+from pathlib import Path
+from typing import Self
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from .errors import GalleryError
+
+KEY_BYTES, KEY_ID_BYTES, NONCE_BYTES = 32, 4, 12
+
+
+class Sealer:
+    """Seals and opens bytes; a value opens only under the place (`context`) it was sealed for."""
+
+    def __init__(self, keys: list[bytes]) -> None:
+        self._ciphers = {_key_id(key): AESGCM(key) for key in keys}
+        self._active = _key_id(keys[-1])
+
+    @property
+    def key_id(self) -> str:
+        """Name of the key that seals, as hex digits; says nothing about the key."""
+        return self._active.hex()
+
+    @classmethod
+    def from_file(cls, path: Path) -> Self:
+        """Read the keys in `path`: a file of mode 0600 or a systemd credential.
+
+        Raises:
+            GalleryError: missing, readable by others, or no key file.
+        """
+        try:
+            mode, text = path.stat().st_mode, path.read_text("ascii")
+        except (OSError, UnicodeDecodeError) as error:
+            raise GalleryError(f"the key file {path} cannot be read ({error}); restore it") from error
+        if stat.S_IMODE(mode) & 0o077:
+            raise GalleryError(f"the key file {path} can be read by others; run `chmod 600 {path}`")
+        try:
+            keys = [bytes.fromhex(line) for line in text.split()]
+        except ValueError:
+            keys = []
+        if not keys or any(len(key) != KEY_BYTES for key in keys):
+            raise GalleryError(f"{path} is not a key file (a line of 64 hex digits per key); restore it")
+        return cls(keys)
+
+    def seal(self, plain: bytes, context: str) -> bytes:
+        """Return `plain` sealed for `context`, which is not stored but needed to open it."""
+        nonce = secrets.token_bytes(NONCE_BYTES)
+        cipher = self._ciphers[self._active]
+        return self._active + nonce + cipher.encrypt(nonce, plain, context.encode())
+
+    def open(self, sealed: bytes, context: str) -> bytes:
+        """Return what was sealed for `context`.
+
+        Raises:
+            GalleryError: sealed with another key, for another place, or changed since.
+        """
+        key_id, nonce = sealed[:KEY_ID_BYTES], sealed[KEY_ID_BYTES:][:NONCE_BYTES]
+        cipher = self._ciphers.get(key_id)
+        if cipher is None:
+            raise GalleryError(
+                f"{context} was sealed with key {key_id.hex()}, which the key file does not have"
+            )
+        try:
+            return cipher.decrypt(nonce, sealed[KEY_ID_BYTES + NONCE_BYTES :], context.encode())
+        except (InvalidTag, ValueError) as error:
+            raise GalleryError(
+                f"{context} was altered or moved; restore the gallery from a backup"
+            ) from error
+
+
+def create_key_file(path: Path) -> None:
+    """Write a new random key to `path`, mode 0600, whole or not at all; an existing file is left alone.
+
+    Raises:
+        GalleryError: the folder cannot be written.
+    """
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        _write_private(draft, secrets.token_hex(KEY_BYTES) + "\n")
+        try:
+            os.link(draft, path)  # fails if there is one: two processes starting at once agree on one key
+        except FileExistsError:
+            pass
+        finally:
+            draft.unlink()
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise GalleryError(f"no key can be written to {path} ({error.strerror}); check the folder") from error
+
+
+def _write_private(path: Path, text: str) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _key_id(key: bytes) -> bytes:
+    return hashlib.sha256(b"visaged key id" + key).digest()[:KEY_ID_BYTES]
