@@ -1,0 +1,105 @@
+"""Where frames enter the inference process: descriptors in, whole frames out, every one accounted for."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..pipelines.errors import MessageError, RingError
+from ..pipelines.frame import Frame
+from .ledger import Ledger, ledger_path
+from .ring import Descriptor, RingReader, decode_descriptor
+from .sockets import FramesReader
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A frame of one camera, and when the world saw it (seconds since 1970)."""
+
+    frame: Frame
+    captured_at: float
+    policy: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The camera has no more frames."""
+
+    camera: str
+    reason: str
+
+
+class Intake:
+    """The reader's end of every camera's ring. Owned by the inference thread.
+
+    Policy `live`: of several waiting frames only the newest is taken, the others are dropped as `stale`.
+    Policy `replay`: every frame is taken, in order.
+    """
+
+    def __init__(self, cameras: list[str], runtime: Path, shm: Path) -> None:
+        self._sockets = FramesReader(runtime, cameras)
+        self._shm = shm
+        self._rings: dict[str, RingReader] = {}
+        self._held: dict[str, bytes] = {}  # a mark that came behind a frame which is not answered yet
+        self.ledgers = {camera: Ledger.open(ledger_path(runtime, camera)) for camera in cameras}
+
+    def wait(self, timeout_ms: int) -> list[str]:
+        """Return the cameras that have something to take, after at most `timeout_ms`."""
+        ready = self._sockets.wait(0 if self._held else timeout_ms)
+        return list(dict.fromkeys([*self._held, *ready]))
+
+    def take(self, camera: str) -> Taken | Ended | None:
+        """Return the next frame of `camera` under its policy, its end, or None."""
+        ledger = self.ledgers[camera]
+        newest: Descriptor | None = None
+        while (data := self._sockets.take(camera)) is not None:
+            try:
+                descriptor = decode_descriptor(data)
+            except MessageError as error:
+                log.warning("ignored a descriptor of camera %s: %s", camera, error)
+                continue
+            if newest is not None:
+                ledger.drop_at_infer("stale")
+                newest = None
+            ledger.settle_before(descriptor.seq, descriptor.dropped_before)
+            if descriptor.end:
+                return Ended(camera, descriptor.reason)
+            if descriptor.kind == "frame":
+                newest = descriptor
+                if descriptor.policy == "replay":
+                    break
+        return self._read(camera, newest) if newest is not None else None
+
+    def in_flight(self) -> int:
+        """Return how many frames of all cameras are captured and not yet settled."""
+        return sum(ledger.snapshot().in_flight for ledger in self.ledgers.values())
+
+    def close(self) -> None:
+        """Let go of rings, ledgers and sockets."""
+        self._sockets.close()
+        for ring in self._rings.values():
+            ring.close()
+        for ledger in self.ledgers.values():
+            ledger.close()
+
+    def _read(self, camera: str, descriptor: Descriptor) -> Taken | None:
+        try:
+            ring = self._ring_of(camera, descriptor)
+            rgb = ring.read(descriptor)
+        except RingError as error:  # the capture process died and its ring went with it
+            log.debug("lost frame %d of camera %s: %s", descriptor.seq, camera, error)
+            rgb = None
+        if rgb is None:
+            self.ledgers[camera].drop_at_infer("ring_overrun")
+            return None
+        frame = Frame(camera, descriptor.seq, descriptor.captured_ns, rgb)
+        return Taken(frame, descriptor.captured_at, descriptor.policy)
+
+    def _ring_of(self, camera: str, descriptor: Descriptor) -> RingReader:
+        ring = self._rings.get(camera)
+        if ring is None or ring.id != descriptor.ring:
+            if ring is not None:
+                ring.close()
+            self._rings[camera] = ring = RingReader(self._shm, descriptor.ring)
+        return ring

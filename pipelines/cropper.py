@@ -1,0 +1,39 @@
+"""From faces in a frame to the input of each member."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ..kernels.chips import cut_chip, to_input
+from ..kernels.light import clahe
+from ..kernels.quality import quality
+from .registry import ChipRecipe, Colour, Light
+
+U8 = npt.NDArray[np.uint8]
+F32 = npt.NDArray[np.float32]
+
+QUALITY_SIZE, QUALITY_PADDING = 64, 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Cropper:
+    """Cuts aligned chips by recipe. Holds nothing; any thread may use it."""
+
+    def crop(self, rgb: U8, landmarks: F32, recipe: ChipRecipe) -> F32:
+        """Return `(N, C, S, S)` float32 network input for the faces with `(N, 5, 2)` px landmarks.
+
+        Raises:
+            ValueError: wrong shapes, or landmarks that are not finite or all coincide.
+        """
+        chips = np.zeros((len(landmarks), recipe.size, recipe.size, 3), np.uint8)
+        for chip, marks in zip(chips, landmarks, strict=True):
+            chip[:] = cut_chip(rgb, marks, recipe.size, recipe.padding)
+            if recipe.light is Light.CLAHE:
+                chip[:] = clahe(chip)
+        return to_input(chips, recipe.mean, recipe.scale, grey=recipe.colour is Colour.GREY)
+
+    def quality(self, rgb: U8, landmarks: F32) -> F32:
+        """Return `(N,)` in [0, 1]: how sharp, well lit and frontal each face is."""
+        scores = [quality(cut_chip(rgb, marks, QUALITY_SIZE, QUALITY_PADDING), marks) for marks in landmarks]
+        return np.array(scores, np.float32)

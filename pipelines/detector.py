@@ -1,0 +1,127 @@
+"""Find faces: in a whole frame, or again around where each should be."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from msgspec import Meta, Struct
+
+from ..kernels.boxes import iou
+from .dlib_faces import HOG_FACE_PX, HogDetector, LandmarkPredictor
+from .frame import Detection
+from .mmod_detector import MmodDetector
+from .model_store import ModelStore
+from .ort_engine import OrtEngine
+
+U8 = npt.NDArray[np.uint8]
+F32 = npt.NDArray[np.float32]
+
+NEAR_REACH = 2.0  # side of the searched square in units of the predicted face's side
+NEAR_FACE_PX = 100.0  # the predicted face after scaling: a fifth of tolerance above HOG's smallest
+NEAR_IOU = 0.25  # overlap with the prediction from which a re-detected face is the same
+
+
+class DetectorConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How faces are found."""
+
+    kind: Literal["hog", "mmod"] = "hog"
+    """`hog`: dlib's histogram detector, frontal faces, cheap. `mmod`: dlib's CNN, also turned faces, about
+    6 times the work of `hog`."""
+    min_face_px: Annotated[int, Meta(ge=20, le=1000)] = 80
+    """px of the frame: side of the smallest face to find. Half the size costs four times the work."""
+    threshold: Annotated[float, Meta(ge=-1, le=5)] = 0.0
+    """Detector score above which something is a face; higher finds fewer and surer ones."""
+    every: Annotated[int, Meta(ge=1, le=300)] = 5
+    """Frames from one search of the whole frame to the next; known faces are followed in between."""
+    near_per_frame: Annotated[int, Meta(ge=0, le=64)] = 3
+    """Known faces that are re-detected per frame around where they should be, in turn."""
+    near_threshold: Annotated[float, Meta(ge=-1, le=5)] = -0.3
+    """Score from which a re-detected face counts; lower than `threshold`, for a face is expected there."""
+    threads: Annotated[int, Meta(ge=1, le=64)] = 1
+    """Cores the `mmod` network may use."""
+
+
+class Detector(Protocol):
+    """Finds faces. `detect` may run in one thread while `detect_near` runs in another."""
+
+    def detect(self, rgb: U8) -> list[Detection]:
+        """Return the faces of a whole `(H, W, 3)` uint8 frame, most confident first."""
+
+    def detect_near(self, rgb: U8, boxes: F32) -> list[Detection | None]:
+        """Return for each of `(N, 4)` expected boxes the face found there, or None."""
+
+
+@dataclass(frozen=True, slots=True)
+class DlibDetector:
+    """HOG or MMOD for whole frames, HOG around expected faces, 5 landmarks on each.
+
+    Around an expected face HOG is used with either kind: on so small a piece it is faster than MMOD.
+    """
+
+    config: DetectorConfig
+    hog: HogDetector
+    landmarks: LandmarkPredictor
+    mmod: MmodDetector | None
+
+    def detect(self, rgb: U8) -> list[Detection]:
+        """Return the faces of a whole `(H, W, 3)` uint8 frame, most confident first."""
+        check_frame(rgb)
+        if self.mmod is not None:
+            found = self.mmod.boxes(rgb, self.config.min_face_px, self.config.threshold)
+            boxes = np.array([box for box, _ in found], np.float32).reshape(-1, 4)
+            scores = np.array([score for _, score in found], np.float32)
+        else:
+            boxes, scores = self.hog.boxes(rgb, HOG_FACE_PX / self.config.min_face_px, self.config.threshold)
+        marks = self.landmarks.place(rgb, boxes)
+        return [
+            Detection(box, float(score), face) for box, score, face in zip(boxes, scores, marks, strict=True)
+        ]
+
+    def detect_near(self, rgb: U8, boxes: F32) -> list[Detection | None]:
+        """Return for each of `(N, 4)` expected boxes the face found there, or None."""
+        check_frame(rgb)
+        return [self._detect_one(rgb, box) for box in boxes]
+
+    def _detect_one(self, rgb: U8, expected: F32) -> Detection | None:
+        side = float(np.sqrt(max(1.0, float(np.prod(expected[2:] - expected[:2])))))
+        middle = (expected[:2] + expected[2:]) / 2
+        height, width = rgb.shape[:2]
+        low = np.clip(np.floor(middle - side * NEAR_REACH / 2), 0, [width, height]).astype(int)
+        high = np.clip(np.ceil(middle + side * NEAR_REACH / 2), 0, [width, height]).astype(int)
+        piece = rgb[low[1] : high[1], low[0] : high[0]]
+        if piece.size == 0:
+            return None
+        found, scores = self.hog.boxes(piece, NEAR_FACE_PX / side, self.config.near_threshold)
+        if not len(found):
+            return None
+        found = found + np.tile(low, 2).astype(np.float32)
+        overlap = iou(expected[None], found)[0]
+        best = int(overlap.argmax())
+        if overlap[best] < NEAR_IOU:
+            return None
+        marks = self.landmarks.place(rgb, found[best : best + 1])[0]
+        return Detection(found[best], float(scores[best]), marks)
+
+
+def check_frame(rgb: U8) -> None:
+    """Refuse what is not a frame.
+
+    Raises:
+        ValueError: not `(H, W, 3)` uint8, or empty.
+    """
+    if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8 or rgb.size == 0:
+        raise ValueError(f"frame must be (H, W, 3) uint8 and not empty: {rgb.shape=} {rgb.dtype=}")
+
+
+def build_detector(config: DetectorConfig, store: ModelStore) -> Detector:
+    """Return the detector `config` asks for, its weights from `store`.
+
+    Raises:
+        ModelError: a weights file is missing or corrupt.
+    """
+    predictor = LandmarkPredictor(store.weights_file("shape_predictor_5_face_landmarks.dat"))
+    mmod = None
+    if config.kind == "mmod":
+        mmod = MmodDetector(OrtEngine(store.ensure("mmod"), threads=config.threads))
+    return DlibDetector(config, HogDetector(), predictor, mmod)

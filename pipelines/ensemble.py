@@ -1,0 +1,168 @@
+"""Run every member of the ensemble over all faces of all cameras at once."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+import numpy.typing as npt
+from msgspec import Meta, Struct
+
+from .engine import EngineSlot
+from .errors import ConfigError
+from .message import EMOTIONS
+from .model_store import ModelStore
+from .ort_engine import OrtEngine
+from .registry import NETWORKS, ChipRecipe, Network, Output
+
+F32 = npt.NDArray[np.float32]
+Bool = npt.NDArray[np.bool_]
+
+
+class EnsembleConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which networks run, how often, and how their answers are combined."""
+
+    members: tuple[str, ...] = ("face-resnet", "emotion-xception")
+    """Names of networks in the registry; exactly one must give an embedding."""
+    fusion: Literal["sum", "vote", "max"] = "sum"
+    """Decision-level rule over the members' calibrated emotion probabilities."""
+    refresh_every: Annotated[int, Meta(ge=1, le=300)] = 10
+    """Frames after which a tracked face is analysed again."""
+    max_batch: Annotated[int, Meta(ge=1, le=256)] = 16
+    """Faces that one run of a network takes at most."""
+    smoothing: Annotated[float, Meta(ge=0.0, lt=1.0)] = 0.5
+    """Share of a track's earlier emotion kept at each analysis; 0 shows every analysis as it is."""
+    threads: Annotated[int, Meta(ge=1, le=64)] = 1
+    """Cores that one run of a network may use."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One network, the slot that holds its engine, and the SHA-256 of the file it runs from."""
+
+    network: Network
+    slot: EngineSlot
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What the ensemble says about N faces.
+
+    `embeddings` is `(N, D)`. `logits` is `(E, N, K)` in the order of `EMOTIONS`, already divided by each
+    member's temperature; `knows` is `(E, K)`: False where a member has no such class (its logit is 0).
+    """
+
+    embeddings: F32
+    logits: F32
+    knows: Bool
+
+
+class Ensemble:
+    """All members. Owned by the inference thread; slots may be swapped from another."""
+
+    def __init__(self, members: Sequence[Member], *, max_batch: int = 16) -> None:
+        """Take `members`, of which exactly one gives an embedding.
+
+        Raises:
+            ValueError: none or several members give an embedding.
+        """
+        self.members = tuple(members)
+        self.max_batch = max_batch
+        embedders = [m for m in members if output_of(m.network, "embedding")]
+        if len(embedders) != 1:
+            raise ValueError(f"exactly one member must give an embedding, not {len(embedders)}")
+        self._embedder = embedders[0]
+
+    @property
+    def recipes(self) -> tuple[ChipRecipe, ...]:
+        """Every crop recipe the members need, each once."""
+        return tuple(dict.fromkeys(member.network.recipe for member in self.members))
+
+    @property
+    def embedding_dim(self) -> int:
+        """Length D of an embedding."""
+        output = output_of(self._embedder.network, "embedding")
+        assert output is not None  # the constructor checked
+        return output.dim
+
+    @property
+    def embedding_space(self) -> str:
+        """Name of the space; embeddings of different spaces are never compared."""
+        return self._embedder.network.name
+
+    def infer(self, chips: Mapping[ChipRecipe, F32]) -> Outputs:
+        """Return what the members say about the faces in `chips`, `(N, C, S, S)` for every recipe."""
+        embeddings = np.zeros((0, self.embedding_dim), np.float32)
+        logits: list[F32] = []
+        knows: list[Bool] = []
+        for member in self.members:
+            values = self._run(member, chips[member.network.recipe])
+            for output in member.network.outputs:
+                if output.kind == "embedding":
+                    embeddings = values[output.name]
+                elif output.kind == "logits" and output.name in values:
+                    known = np.array([name in output.classes for name in EMOTIONS])
+                    spread = np.zeros((len(values[output.name]), len(EMOTIONS)), np.float32)
+                    spread[:, [EMOTIONS.index(name) for name in output.classes]] = values[output.name]
+                    logits.append(spread / np.float32(output.temperature))
+                    knows.append(known)
+        return Outputs(embeddings, np.stack(logits), np.stack(knows))
+
+    def warm_up(self) -> None:
+        """Run every member once at batch 1 and at the largest batch."""
+        for n in {1, self.max_batch}:
+            self.infer({recipe: blank_chips(recipe, n) for recipe in self.recipes})
+
+    def close(self) -> None:
+        """Free every engine."""
+        for member in self.members:
+            member.slot.close()
+
+    def _run(self, member: Member, chips: F32) -> Mapping[str, F32]:
+        parts = [
+            member.slot.infer(chips[start : start + self.max_batch])[0]
+            for start in range(0, len(chips), self.max_batch)
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def output_of(network: Network, kind: str) -> Output | None:
+    """Return the network's first output of `kind`, or None."""
+    return next((output for output in network.outputs if output.kind == kind), None)
+
+
+def blank_chips(recipe: ChipRecipe, n: int) -> F32:
+    """Return `n` chips of zeros in the shape `recipe` asks for."""
+    return np.zeros((n, len(recipe.mean), recipe.size, recipe.size), np.float32)
+
+
+def build_ensemble(config: EnsembleConfig, store: ModelStore) -> Ensemble:
+    """Load and warm the members named in `config`, importing their networks first where needed.
+
+    Raises:
+        ModelError: a weights file is missing or corrupt.
+        ConfigError: an unknown member.
+    """
+    unknown = [name for name in config.members if name not in NETWORKS]
+    if unknown:
+        raise ConfigError(
+            f"[ensemble] members names {unknown[0]!r}, which is no network; known are {', '.join(NETWORKS)}"
+        )
+    members = [load_member(name, store, threads=config.threads) for name in config.members]
+    try:
+        ensemble = Ensemble(members, max_batch=config.max_batch)
+    except ValueError as error:
+        raise ConfigError(f"[ensemble] members cannot work together: {error}") from error
+    ensemble.warm_up()
+    return ensemble
+
+
+def load_member(name: str, store: ModelStore, *, threads: int = 1) -> Member:
+    """Load one network of the registry, importing it first where needed."""
+    path = store.ensure(name)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Member(NETWORKS[name], EngineSlot(OrtEngine(path, threads=threads)), digest)

@@ -1,0 +1,279 @@
+"""The hot path: frames in, what is known about every face in them out.
+
+    scan     the whole frame is searched for faces, every k-th frame, perhaps in another thread
+    predict  every track moves on to this frame
+    correct  a late scan, then a few faces re-detected around where they should be
+    crop     chips of the faces whose turn it is to be analysed
+    infer    the ensemble, once for all faces of all cameras
+    answer   fused emotion, identity, and the tracks as they stand
+
+One `InferencePipeline` is owned by one thread. Nothing here reads a clock except to say how long a
+stage took.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from .cropper import Cropper
+from .detector import Detector, DetectorConfig
+from .ensemble import Ensemble, EnsembleConfig
+from .frame import Detection, Frame, Track
+from .fuser import Fuser
+from .identity import Identifier
+from .message import EMOTIONS, Emotion, Face, Identity
+from .registry import ChipRecipe
+from .tracker import Tracker, TrackerConfig
+
+F32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """The faces found in the whole of frame `seq`."""
+
+    seq: int
+    detections: tuple[Detection, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Everything known about one frame; `embeddings` is `(n, D)`, rows as the faces say."""
+
+    frame: Frame
+    faces: list[Face]
+    embeddings: F32
+    stages_ms: dict[str, float]
+
+
+@dataclass(slots=True)
+class Analysis:
+    """What the ensemble last said about a track."""
+
+    seq: int
+    embedding: F32
+    probabilities: F32
+    disagreement: float
+    quality: float
+    identity: Identity
+
+
+@dataclass(slots=True)
+class View:
+    """One camera's memory. `checked` is the frame in which a track was last really seen."""
+
+    tracker: Tracker
+    identify: bool
+    feel: bool
+    last_scan_seq: int = -(10**9)
+    checked: dict[int, int] = field(default_factory=dict)
+    analyses: dict[int, Analysis] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Work:
+    """One frame on its way through the pipeline."""
+
+    frame: Frame
+    view: View
+    due: list[Track]
+    stages_ms: dict[str, float]
+
+
+class InferencePipeline:
+    """The stages in the order a frame meets them. Owned by one thread."""
+
+    def __init__(
+        self,
+        detector: Detector,
+        cropper: Cropper,
+        ensemble: Ensemble,
+        fuser: Fuser,
+        identifier: Identifier,
+        configs: tuple[DetectorConfig, TrackerConfig, EnsembleConfig],
+    ) -> None:
+        self.detector = detector
+        self.ensemble = ensemble
+        self.identifier = identifier
+        self._cropper = cropper
+        self._fuser = fuser
+        self._detector_config, self._tracker_config, self._ensemble_config = configs
+        self._views: dict[str, View] = {}
+
+    def add_camera(self, camera: str, *, identify: bool = True, feel: bool = True) -> None:
+        """Begin with `camera`; `identify` and `feel` are its switches for identity and emotion."""
+        self._views[camera] = View(Tracker(self._tracker_config), identify, feel)
+
+    def is_scan_due(self, frame: Frame) -> bool:
+        """Return whether the whole of `frame` should be searched for faces."""
+        return frame.seq - self._views[frame.camera].last_scan_seq >= self._detector_config.every
+
+    def begin_scan(self, frame: Frame) -> None:
+        """Note that a scan of `frame` has begun, so that none is due for a while."""
+        self._views[frame.camera].last_scan_seq = frame.seq
+
+    def scan(self, frame: Frame) -> Scan:
+        """Search the whole of `frame` for faces. May run in another thread than `run`."""
+        return Scan(frame.seq, tuple(self.detector.detect(frame.rgb)))
+
+    def run(self, frames: Sequence[tuple[Frame, Scan | None]]) -> list[Answer]:
+        """Return one answer per frame; at most one frame per camera. A scan may be of an earlier frame."""
+        works = [self._follow(frame, scan) for frame, scan in frames]
+        self._analyse([work for work in works if work.due])
+        return [self._answer(work) for work in works]
+
+    def embedding_of(self, camera: str, track: int) -> F32 | None:
+        """Return the `(D,)` embedding last computed for a track, or None."""
+        view = self._views.get(camera)
+        analysis = view.analyses.get(track) if view else None
+        return analysis.embedding if analysis else None
+
+    def _follow(self, frame: Frame, scan: Scan | None) -> Work:
+        view, stages = self._views[frame.camera], {}
+        start = time.perf_counter()
+        height, width = frame.rgb.shape[:2]
+        view.tracker.predict(frame.seq, frame.captured_ns, (width, height))
+        if scan is not None:
+            view.tracker.update(scan.detections, seq=scan.seq)
+        stages["track"] = lap = time.perf_counter() - start
+
+        if scan is not None and scan.seq == frame.seq:
+            seen = {track.id for track in view.tracker.followed() if track.is_visible}
+        else:
+            seen = self._look_again(frame, view, view.tracker.followed())
+        tracks = view.tracker.followed()
+        stages["detect"] = time.perf_counter() - start - lap
+        view.checked = {t.id: frame.seq if t.id in seen else view.checked.get(t.id, -1) for t in tracks}
+
+        due = [track for track in tracks if track.id in seen and self._is_due(view, track, frame)]
+        return Work(frame, view, due, {name: seconds * 1e3 for name, seconds in stages.items()})
+
+    def _look_again(self, frame: Frame, view: View, tracks: list[Track]) -> set[int]:
+        """Re-detect the faces that most need it around where they should be; return those found."""
+
+        def need(track: Track) -> tuple[bool, int]:
+            return (not view.tracker.wants_embedding(track.id), view.checked.get(track.id, -1))
+
+        chosen = sorted(tracks, key=need)[: self._detector_config.near_per_frame]
+        if not chosen:
+            return set()
+        found = self.detector.detect_near(frame.rgb, np.stack([track.box for track in chosen]))
+        view.tracker.update({t.id: d for t, d in zip(chosen, found, strict=True)})
+        return {t.id for t, d in zip(chosen, found, strict=True) if d is not None}
+
+    def _is_due(self, view: View, track: Track, frame: Frame) -> bool:
+        analysis = view.analyses.get(track.id)
+        if analysis is None or view.tracker.wants_embedding(track.id):
+            return True
+        return frame.seq - analysis.seq >= self._ensemble_config.refresh_every
+
+    def _analyse(self, works: list[Work]) -> None:
+        """Run the ensemble over the faces that are due, all cameras in one batch."""
+        if not works:
+            return
+        start = time.perf_counter()
+        marks = [np.stack([track.landmarks for track in work.due]) for work in works]
+        chips: dict[ChipRecipe, F32] = {
+            recipe: np.concatenate(
+                [self._cropper.crop(w.frame.rgb, m, recipe) for w, m in zip(works, marks, strict=True)]
+            )
+            for recipe in self.ensemble.recipes
+        }
+        quality = [self._cropper.quality(w.frame.rgb, m) for w, m in zip(works, marks, strict=True)]
+        cropped = time.perf_counter()
+        outputs = self.ensemble.infer(chips)
+        inferred = time.perf_counter()
+        probabilities, disagreement = self._fuser.fuse(outputs)
+
+        first = 0
+        for work, q in zip(works, quality, strict=True):
+            rows = slice(first, first + len(work.due))
+            first = rows.stop
+            self._remember(work, outputs.embeddings[rows], probabilities[rows], disagreement[rows], q)
+        done = time.perf_counter()
+        for work in works:  # a batch is shared: every frame in it waited this long
+            work.stages_ms["crop"] = (cropped - start) * 1e3
+            work.stages_ms["infer"] = (inferred - cropped) * 1e3
+            work.stages_ms["match"] = (done - inferred) * 1e3
+
+    def _remember(
+        self, work: Work, embeddings: F32, probabilities: F32, disagreement: F32, quality: F32
+    ) -> None:
+        view, camera = work.view, work.frame.camera
+        ids = [track.id for track in work.due]
+        renamed = view.tracker.remember(dict(zip(ids, embeddings, strict=True)))
+        if renamed:
+            self._rename(work, renamed)
+            ids = [renamed.get(track, track) for track in ids]
+        identities = [Identity()] * len(ids)
+        if view.identify:
+            identities = self.identifier.identify(camera, ids, embeddings, quality, work.frame.captured_ns)
+        keep = np.float32(self._ensemble_config.smoothing)
+        for i, track in enumerate(ids):
+            earlier = view.analyses.get(track)
+            fused = probabilities[i]
+            if earlier is not None:
+                fused = keep * earlier.probabilities + (1 - keep) * fused
+            view.analyses[track] = Analysis(
+                work.frame.seq, embeddings[i], fused, float(disagreement[i]), float(quality[i]), identities[i]
+            )
+
+    def _rename(self, work: Work, renamed: dict[int, int]) -> None:
+        """Follow the tracker, which recognised that new tracks are old ones (or that two were swapped)."""
+        view = work.view
+        self.identifier.rename(work.frame.camera, renamed)
+        moved = {renamed[t]: a for t, a in view.analyses.items() if t in renamed}
+        view.analyses = {t: a for t, a in view.analyses.items() if t not in renamed} | moved
+        seen = {renamed[t]: s for t, s in view.checked.items() if t in renamed}
+        view.checked = {t: s for t, s in view.checked.items() if t not in renamed} | seen
+
+    def _answer(self, work: Work) -> Answer:
+        view = work.view
+        published = [t for t in view.tracker.tracks() if t.id in view.analyses]
+        rows = [view.analyses[t.id].embedding for t in published] if view.identify else []
+        embeddings: F32 = np.stack(rows) if rows else np.zeros((0, self.ensemble.embedding_dim), np.float32)
+        faces = [
+            face_of(track, view.analyses[track.id], row if view.identify else -1, feel=view.feel)
+            for row, track in enumerate(published)
+        ]
+        self._forget_lost(work)
+        return Answer(work.frame, faces, embeddings, work.stages_ms)
+
+    def _forget_lost(self, work: Work) -> None:
+        """Drop what is remembered of tracks that can no longer come back."""
+        view = work.view
+        for track in [t for t in view.analyses if not view.tracker.remembers(t)]:
+            del view.analyses[track]
+            self.identifier.forget_track(work.frame.camera, track)
+
+
+def face_of(track: Track, analysis: Analysis, row: int, *, feel: bool) -> Face:
+    """Return what is published about one track."""
+    left, top, right, bottom = (float(v) for v in track.box)
+    return Face(
+        track=track.id,
+        box=(left, top, right, bottom),
+        landmarks=[(float(x), float(y)) for x, y in track.landmarks],
+        score=track.score,
+        is_visible=track.is_visible,
+        quality=analysis.quality,
+        identity=analysis.identity,
+        emotion=emotion_of(analysis.probabilities, analysis.disagreement) if feel else Emotion(),
+        analysed_seq=analysis.seq,
+        embedding_row=row,
+    )
+
+
+def emotion_of(probabilities: F32, disagreement: float) -> Emotion:
+    """Return the fused emotion for `(K,)` probabilities in the order of `EMOTIONS`."""
+    best = int(probabilities.argmax())
+    clipped = np.clip(probabilities, 0.0, 1.0)
+    return Emotion(
+        label=EMOTIONS[best],
+        probability=float(clipped[best]),
+        probabilities=[float(p) for p in clipped],
+        disagreement=min(max(disagreement, 0.0), 1.0),
+    )
