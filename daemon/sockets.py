@@ -20,7 +20,6 @@ from ..pipelines.message import MAX_EMBEDDINGS_BYTES, MAX_HEADER_BYTES
 from .channels import CHANNELS, endpoint_of
 
 LINGER_MS = 200  # a closing socket may flush for this long
-CLOSE_S = 1.0  # how long `close` waits for ZeroMQ to let go of a socket file
 MAX_DESCRIPTOR_BYTES = 1 << 16
 MAX_SUBSCRIPTION_BYTES = 1 << 10
 MAX_RESULT_BYTES = max(MAX_HEADER_BYTES, MAX_EMBEDDINGS_BYTES)
@@ -43,12 +42,9 @@ class _Owner:
 
     def close(self) -> None:
         """Close the socket and remove its file; a second call does nothing."""
+        while self._files:  # before closing: afterwards a file of this name may be a successor's
+            self._files.pop().unlink(missing_ok=True)
         self._socket.close()
-        # ZeroMQ closes in its own thread; a successor must not find our file, nor we remove the successor's
-        deadline = time.monotonic() + CLOSE_S
-        while any(path.exists() for path in self._files) and time.monotonic() < deadline:
-            time.sleep(0.002)
-        self._files.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -57,10 +53,13 @@ class _Owner:
         self.close()
 
     def _bind(self, endpoint: str) -> None:
-        if endpoint.startswith("ipc://"):
-            _free_socket_file(Path(endpoint.removeprefix("ipc://")))
         try:
+            if endpoint.startswith("ipc://"):
+                _free_socket_file(Path(endpoint.removeprefix("ipc://")))
             self._socket.bind(endpoint)
+        except ConfigError:
+            self.close()
+            raise
         except zmq.ZMQError as error:
             self.close()
             raise ConfigError(_bind_sentence(endpoint, error)) from error
@@ -86,8 +85,9 @@ class FramesWriter(_Owner):
         Raises:
             ConfigError: another process serves this camera, or the path is too long.
         """
+        endpoint = endpoint_of(runtime, "frames", camera)
         super().__init__(zmq.PUSH, CHANNELS["frames"].depth, MAX_DESCRIPTOR_BYTES)
-        self._bind(endpoint_of(runtime, "frames", camera))
+        self._bind(endpoint)
 
     def send(self, data: bytes) -> bool:
         """Return whether `data` was queued: false when nobody listens or the queue is full."""
@@ -107,8 +107,9 @@ class FramesReader:
         self._owners: dict[str, _Owner] = {}
         self._names: dict[zmq.Socket[bytes], str] = {}
         for camera in cameras:
+            endpoint = endpoint_of(runtime, "frames", camera)
             owner = _Owner(zmq.PULL, CHANNELS["frames"].depth, MAX_DESCRIPTOR_BYTES)
-            owner._connect(endpoint_of(runtime, "frames", camera))
+            owner._connect(endpoint)
             self._owners[camera] = owner
             self._names[owner._socket] = camera
             self._poller.register(owner._socket, zmq.POLLIN)
@@ -145,9 +146,10 @@ class ResultsPublisher(_Owner):
         Raises:
             ConfigError: the endpoint is in use or malformed.
         """
+        endpoint = endpoint_of(runtime, "results")
         super().__init__(zmq.XPUB, CHANNELS["results"].depth, MAX_SUBSCRIPTION_BYTES)
         self._socket.setsockopt(zmq.XPUB_VERBOSER, 1)  # every (un)subscription, not only first and last
-        self._bind(endpoint_of(runtime, "results"))
+        self._bind(endpoint)
         if extra_endpoint:
             self._bind(extra_endpoint)
         self._subscriptions = 0
@@ -205,8 +207,9 @@ class ControlServer(_Owner):
         Raises:
             ConfigError: another process serves this runtime directory, or the path is too long.
         """
+        endpoint = endpoint_of(runtime, "control")
         super().__init__(zmq.ROUTER, CHANNELS["control"].depth, DISCONNECT_CONTROL_BYTES)
-        self._bind(endpoint_of(runtime, "control"))
+        self._bind(endpoint)
 
     def receive(self) -> Request | None:
         """Return the next request, or None when there is none now; never blocks."""
@@ -231,11 +234,12 @@ class ControlSocket(_Owner):
 
     def __init__(self, runtime: Path) -> None:
         """Connect to the daemon that serves `runtime`."""
+        endpoint = endpoint_of(runtime, "control")
         super().__init__(zmq.DEALER, CHANNELS["control"].depth, DISCONNECT_CONTROL_BYTES)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._runtime = runtime
         self._next_id = 0
-        self._connect(endpoint_of(runtime, "control"))
+        self._connect(endpoint)
 
     def ask(self, body: bytes, timeout_s: float) -> bytes:
         """Return the answer to `body`.
