@@ -122,7 +122,8 @@ class Ledger:
         `seq` and `dropped_before` come from the descriptor. Every earlier descriptor must be settled.
         """
         settled = self._cells[PUBLISHED_AT] + sum(self._cells[cell] for cell in INFER_CELL.values())
-        n_lost = max(0, seq - 1 - dropped_before - settled)
+        n_before = min(seq - 1, self._cells[CAPTURED_AT])  # a damaged descriptor cannot unbalance the book
+        n_lost = max(0, n_before - dropped_before - settled)
         self.drop_at_infer("restart", n_lost)
         return n_lost
 
