@@ -186,12 +186,6 @@ class CaptureMetrics(Metrics):
             ["camera"],
             registry=self.registry,
         )
-        self.silences = prometheus.Counter(
-            "visaged_camera_silences_total",
-            "Times the camera was given up because no frame came.",
-            ["camera"],
-            registry=self.registry,
-        )
         self.capture_seconds = prometheus.Histogram(
             "visaged_capture_duration_seconds",
             "Time from a complete frame to its descriptor sent, waits of policy replay included.",
