@@ -143,6 +143,13 @@ class Gallery:
                 self._add_template(person, embedding, space, 1.0, source, is_negative=True)
             self._has_own_change = True
 
+    def name_of(self, name: str) -> str:
+        """Return under which name `name` is listed, through merges; of nobody, `name` itself."""
+        person = self._find(name)
+        if person is None:
+            return name
+        return str(self._file.rows("SELECT name FROM people WHERE id = ?", (person,))[0][0])
+
     def people(self) -> list[Person]:
         """Return everybody, enrolled people first, by name; merged ones as aliases of who they are in."""
         rows = self._file.rows(

@@ -46,6 +46,16 @@ class Templates(Struct, frozen=True):
     owners: npt.NDArray[np.intp]
     names: tuple[str, ...]
 
+    def without(self, name: str) -> "Templates":
+        """Return the templates of everybody else."""
+        if name not in self.names:
+            return self
+        gone = self.names.index(name)
+        keep = self.owners != gone
+        owners = self.owners[keep]
+        names = self.names[:gone] + self.names[gone + 1 :]
+        return Templates(self.embeddings[keep], owners - (owners > gone), names)
+
 
 def clean_name(name: str) -> str:
     """Return `name` as it is stored: composed characters, single spaces.

@@ -69,6 +69,10 @@ class Appearances:
         self._entangled: set[int] = set()
         self._now_ns = 0
 
+    def knows(self, track: int) -> bool:
+        """Return whether it is remembered how `track` looks."""
+        return track in self._memory
+
     def watch(self, boxes: Mapping[int, F32]) -> None:
         """Note which tracks touch each other: once they part, their ids need a look."""
         ids = list(boxes)

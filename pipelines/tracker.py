@@ -140,7 +140,7 @@ class Tracker:
             if state.unseen_s > self._config.occlusion_s or _has_left(state, frame_size):
                 self._drop(state)
         self._note_boxes()
-        return [_published(state) for state in self._states.values()]
+        return self.followed()
 
     def update(
         self, detections: Sequence[Detection] | Mapping[int, Detection | None], seq: int | None = None
@@ -179,6 +179,14 @@ class Tracker:
         """Return the tracks to publish, oldest first, as they stand in the current frame."""
         sure = (s for s in self._states.values() if s.is_sure)
         return [_published(state) for state in sorted(sure, key=lambda s: s.id)]
+
+    def followed(self) -> list[Track]:
+        """Return all tracks, also those that are not yet sure enough to be published."""
+        return [_published(state) for state in self._states.values()]
+
+    def remembers(self, track_id: int) -> bool:
+        """Return whether this track is followed, or lost so recently that its id may come back."""
+        return track_id in self._states or self._appearances.knows(track_id)
 
     def wants_embedding(self, track_id: int) -> bool:
         """Return whether an embedding of this track, now, would help to settle who it is."""

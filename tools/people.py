@@ -1,0 +1,322 @@
+"""The commands about people: enroll, people, forget, merge, unmerge, reject."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import track as progress
+from rich.table import Table
+
+from ..daemon import toml_file
+from ..daemon.outline import Outline, load_outline
+from ..pipelines.errors import GalleryError, VisagedError
+from ..pipelines.gallery import Gallery
+
+if TYPE_CHECKING:  # loading the networks' libraries takes a second that `visaged people` need not wait
+    from ..pipelines.enrolment import Enrolment, PersonReport
+
+StateOption = Annotated[
+    Path | None, typer.Option("--state", help="Folder of the gallery, if not the configured one.")
+]
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="The TOML file.")]
+LargestOption = Annotated[
+    bool, typer.Option("--largest", help="Of several faces in a photo take the largest.")
+]
+
+
+def enroll(
+    name: Annotated[str, typer.Argument(help="Who it is.", show_default=False)] = "",
+    photos: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Photos with one face each, or a folder of them.", show_default=False),
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Many people at once: a folder with a folder of photos per name.")
+    ] = None,
+    live: Annotated[
+        str, typer.Option("--track", help="A face seen now, as CAMERA:TRACK (`visaged watch` shows them).")
+    ] = "",
+    stranger: Annotated[str, typer.Option(help="A stranger seen before, such as unknown-17.")] = "",
+    consent: Annotated[str, typer.Option(help="Note about the person's consent, kept with the name.")] = "",
+    largest: LargestOption = False,
+    config: ConfigOption = None,
+    state: StateOption = None,
+) -> None:
+    """Give a name to a face: from photos, folders, a live track or a stranger's number.
+
+    The running daemon knows the person within a second. Exit code 1 means that at least one photo could
+    not be used; the others are stored.
+
+    Examples:
+      visaged enroll "Ada Lovelace" ada-1.jpg ada-2.jpg
+      visaged enroll --folder people/            (people/Ada/*.jpg, people/Charles/*.jpg)
+      visaged enroll Ada --track door:3
+      visaged enroll Ada --stranger unknown-17
+    """
+    ways = [bool(photos), folder is not None, bool(live), bool(stranger)]
+    if sum(ways) != 1 or bool(name) == (folder is not None):
+        raise typer.BadParameter(
+            "give NAME and one of: photos, --track, --stranger; or --folder alone; see --help"
+        )
+    console = Console(highlight=False)
+    if live:
+        enroll_track(console, name, live, _outline(config))
+    elif stranger:
+        with _gallery(config, state) as gallery:
+            gallery.name_stranger(stranger, name)
+        console.print(f"{stranger} is {name} now; undo with  visaged unmerge {stranger}", markup=False)
+    else:
+        people = _people_given(name, photos or [], folder)
+        with _enrolment(config, state) as enrolment:
+            failed = enroll_photos(console, enrolment, people, consent=consent, largest=largest)
+        if failed:
+            raise typer.Exit(1)
+
+
+def people(
+    strangers: Annotated[bool, typer.Option("--strangers/--no-strangers", help="Also strangers.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON list, for other programs.")] = False,
+    config: ConfigOption = None,
+    state: StateOption = None,
+) -> None:
+    """List who is enrolled, and the strangers that were given a number.
+
+    Examples:
+      visaged people
+      visaged people --no-strangers --json
+    """
+    with _gallery(config, state) as gallery:
+        everybody = [p for p in gallery.people() if strangers or not p.is_stranger]
+    if as_json:
+        import msgspec
+
+        typer.echo(msgspec.json.encode(everybody).decode())
+        return
+    console = Console(highlight=False)
+    if not everybody:
+        console.print("Nobody is enrolled yet:  visaged enroll NAME PHOTO...")
+        return
+    table = Table(title="People")
+    for heading, side in (
+        ("name", "left"),
+        ("also", "left"),
+        ("templates", "right"),
+        ("not them", "right"),
+        ("since", "left"),
+        ("last seen", "left"),
+        ("consent", "left"),
+    ):
+        table.add_column(heading, justify="right" if side == "right" else "left", overflow="fold")
+    for person in everybody:
+        table.add_row(
+            _plain(person.name),
+            _plain(", ".join(person.aliases)),
+            str(person.templates),
+            str(person.negatives or ""),
+            _date(person.created_at),
+            _date(person.last_seen) if person.is_stranger else "",
+            _plain(person.consent),
+        )
+    console.print(table)
+
+
+def forget(
+    names: Annotated[list[str], typer.Argument(help="Who; also strangers such as unknown-17.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    config: ConfigOption = None,
+    state: StateOption = None,
+) -> None:
+    """Remove people and everything stored about them, and print a receipt.
+
+    Templates, negatives, merges and everyone merged into them go, and the bytes are overwritten in the
+    gallery's files. This cannot be undone. Backups are yours to delete.
+
+    Examples:
+      visaged forget "Ada Lovelace"
+      visaged forget unknown-17 --yes
+    """
+    if not yes:
+        typer.confirm(f"Forget {', '.join(names)} for good?", abort=True)
+    console = Console(highlight=False)
+    with _gallery(config, state) as gallery:
+        for name in names:
+            receipt = gallery.forget(name)
+            also = f" (also {', '.join(receipt.aliases)})" if receipt.aliases else ""
+            console.print(
+                f"forgot {receipt.person}{also}: removed {receipt.templates} templates, "
+                f"{receipt.negatives} negatives, {receipt.merges} merges",
+                markup=False,
+                soft_wrap=True,
+            )
+            if not receipt.is_scrubbed:
+                console.print(
+                    "another process was reading: the old bytes go from the log when it next pauses; "
+                    "restart the daemon to be sure",
+                    style="yellow",
+                )
+
+
+def merge(
+    kept: Annotated[str, typer.Argument(help="The name that stays.")],
+    absorbed: Annotated[str, typer.Argument(help="The name that becomes an alias; may be a stranger.")],
+    config: ConfigOption = None,
+    state: StateOption = None,
+) -> None:
+    """Say that two entries are the same person. `visaged unmerge` undoes it exactly.
+
+    Examples:
+      visaged merge Ada "Ada Byron"
+      visaged merge Ada unknown-17
+    """
+    with _gallery(config, state) as gallery:
+        gallery.merge(kept, absorbed)
+    Console(highlight=False).print(
+        f"{absorbed} counts as {kept} now; undo with  visaged unmerge {absorbed!r}", markup=False
+    )
+
+
+def unmerge(
+    name: Annotated[str, typer.Argument(help="The alias to make an entry of its own again.")],
+    config: ConfigOption = None,
+    state: StateOption = None,
+) -> None:
+    """Undo a merge: the alias is a person (or stranger) of its own again, with its own templates.
+
+    Example:
+      visaged unmerge "Ada Byron"
+    """
+    with _gallery(config, state) as gallery:
+        kept, own = gallery.unmerge(name)
+    Console(highlight=False).print(f"{own} is no longer part of {kept}", markup=False)
+
+
+def reject(
+    name: Annotated[str, typer.Argument(help="Who it is not.")],
+    photos: Annotated[list[Path], typer.Argument(help="Photos of somebody mistaken for them.")],
+    largest: LargestOption = False,
+    config: ConfigOption = None,
+    state: StateOption = None,
+) -> None:
+    """Say that a face is not this person: faces nearer to it than to their templates lose the name.
+
+    Example:
+      visaged reject Ada not-ada.jpg
+    """
+    console = Console(highlight=False)
+    with _enrolment(config, state) as enrolment:
+        for photo in photos:
+            enrolment.reject(name, photo, largest=largest)
+            console.print(f"{photo} is not {name}", markup=False, soft_wrap=True)
+
+
+def enroll_track(console: Console, name: str, live: str, outline: Outline) -> None:
+    """Ask the running daemon to enrol a face that it sees now.
+
+    Raises:
+        VisagedError: no such track, or no daemon.
+    """
+    from ..daemon.control import ControlClient, EnrolTrack
+
+    camera, _, number = live.rpartition(":")
+    if not camera or not number.isdecimal() or int(number) < 1:
+        raise typer.BadParameter(f"--track wants CAMERA:TRACK, such as door:3, not {live!r}")
+    order = EnrolTrack(camera=camera, track=int(number), name=name)
+    with ControlClient(outline.paths.runtime) as daemon:
+        answer = daemon.request(order)
+    console.print(f"{name}: {answer.get('templates', 1)} templates", markup=False)
+
+
+def enroll_photos(
+    console: Console,
+    enrolment: "Enrolment",
+    people: dict[str, list[Path]],
+    *,
+    consent: str = "",
+    largest: bool = False,
+) -> int:
+    """Enrol everybody in `people` (name -> photos), print what became of each photo; return the failures."""
+    failed, stored = 0, 0
+    for name in progress(
+        people, description="Enrolling", console=console, transient=True, disable=len(people) < 2
+    ):
+        try:
+            report = enrolment.enrol(name, people[name], consent=consent, largest=largest)
+        except GalleryError as error:
+            failed += 1
+            console.print(f"[red]failed[/]  {_plain(name)}: {_plain(str(error))}", soft_wrap=True)
+            continue
+        _print_report(console, report)
+        failed += report.failed
+        stored += report.templates > 0
+    console.print(f"{stored} of {len(people)} people enrolled, {failed} failures", soft_wrap=True)
+    return failed
+
+
+def _print_report(console: Console, report: "PersonReport") -> None:
+    for photo in report.photos:
+        if photo.face is None:
+            console.print(f"[red]failed[/]  {_plain(photo.problem)}", soft_wrap=True)
+        elif photo.warning:
+            console.print(
+                f"[yellow]warned[/]  {_plain(str(photo.path))} {_plain(photo.warning)}", soft_wrap=True
+            )
+    if report.templates:
+        console.print(
+            f"[green]stored[/]  {_plain(report.name)}: {report.templates} templates", soft_wrap=True
+        )
+
+
+def _people_given(name: str, photos: list[Path], folder: Path | None) -> dict[str, list[Path]]:
+    from ..pipelines.enrolment import people_in, photos_in
+
+    if folder is not None:
+        return people_in(folder)
+    found: list[Path] = []
+    for path in photos:
+        found += photos_in(path) if path.is_dir() else [path]
+    if not found:
+        raise VisagedError(f"{photos[0]} holds no photos; give JPEG or PNG files")
+    return {name: found}
+
+
+@contextmanager
+def _enrolment(config: Path | None, state: Path | None) -> "Iterator[Enrolment]":
+    """Open gallery and networks."""
+    from ..daemon.config import find_config
+    from ..pipelines.assembly import StageConfigs, assemble
+    from ..pipelines.enrolment import Enrolment
+
+    settings = find_config(config)
+    stages_of = StageConfigs(
+        detector=settings.detector, ensemble=settings.ensemble, identity=settings.identity
+    )
+    paths = settings.paths
+    with assemble(stages_of, state=state or paths.state, cache=paths.cache, wheels=paths.wheels) as stages:
+        space = stages.ensemble.embedding_space
+        yield Enrolment(stages.gallery, stages.photo_reader(), space, settings.identity)
+
+
+@contextmanager
+def _gallery(config: Path | None, state: Path | None) -> Iterator[Gallery]:
+    with Gallery(state or _outline(config).paths.state) as gallery:
+        yield gallery
+
+
+def _outline(config: Path | None) -> Outline:
+    file = toml_file.find_file(config)
+    return load_outline(file) if file else Outline()
+
+
+def _plain(text: str) -> str:
+    """Return `text` so that rich prints it as it is."""
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _date(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
