@@ -7,7 +7,6 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from usearch.index import Index
 
 F32 = npt.NDArray[np.float32]
 Intp = npt.NDArray[np.intp]
@@ -59,6 +58,10 @@ class ApproximateIndex:
     CANDIDATES = 128  # templates; several of them belong to one person
 
     def __init__(self, embeddings: F32, owners: Intp) -> None:
+        # usearch 2.26 loaded before onnxruntime 1.32 makes the latter crash while it is imported
+        from . import ort_engine  # noqa: F401  isort: skip
+        from usearch.index import Index  # isort: skip
+
         self._embeddings, self._owners = embeddings, owners
         self._index = Index(ndim=embeddings.shape[1], metric="l2sq", dtype="f32", expansion_search=256)
         self._index.add(np.arange(len(embeddings)), embeddings)
