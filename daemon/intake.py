@@ -41,13 +41,11 @@ class Intake:
         self._sockets = FramesReader(runtime, cameras)
         self._shm = shm
         self._rings: dict[str, RingReader] = {}
-        self._held: dict[str, bytes] = {}  # a mark that came behind a frame which is not answered yet
         self.ledgers = {camera: Ledger.open(ledger_path(runtime, camera)) for camera in cameras}
 
     def wait(self, timeout_ms: int) -> list[str]:
         """Return the cameras that have something to take, after at most `timeout_ms`."""
-        ready = self._sockets.wait(0 if self._held else timeout_ms)
-        return list(dict.fromkeys([*self._held, *ready]))
+        return self._sockets.wait(timeout_ms)
 
     def take(self, camera: str) -> Taken | Ended | None:
         """Return the next frame of `camera` under its policy, its end, or None."""
