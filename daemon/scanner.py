@@ -7,9 +7,17 @@ and the tracker carries it to the present.
 
 import threading
 from collections import deque
+from typing import Protocol
 
 from ..pipelines.frame import Frame
-from ..pipelines.inference import InferencePipeline, Scan
+from ..pipelines.inference import Scan
+
+
+class Search(Protocol):
+    """Finds the faces in a whole frame: an `InferencePipeline`."""
+
+    def scan(self, frame: Frame) -> Scan:
+        """Return the faces of `frame`."""
 
 
 class Scanner:
@@ -20,8 +28,8 @@ class Scanner:
     run is a fault of the box, not of a frame.
     """
 
-    def __init__(self, pipeline: InferencePipeline) -> None:
-        self._pipeline = pipeline
+    def __init__(self, search: Search) -> None:
+        self._search = search
         self._waiting: deque[Frame] = deque()
         self._done: dict[str, Scan] = {}
         self._failure: BaseException | None = None
@@ -61,7 +69,7 @@ class Scanner:
                     return
                 frame = self._waiting.popleft()
             try:
-                scan = self._pipeline.scan(frame)
+                scan = self._search.scan(frame)
             except BaseException as error:
                 with self._wake:
                     self._failure = error

@@ -1,7 +1,7 @@
 """Find faces: in a whole frame, or again around where each should be."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -10,9 +10,11 @@ from msgspec import Meta, Struct
 from ..kernels.boxes import iou
 from .dlib_faces import HOG_FACE_PX, HogDetector, LandmarkPredictor
 from .frame import Detection
-from .mmod_detector import MmodDetector
 from .model_store import ModelStore
 from .ort_engine import OrtEngine
+
+if TYPE_CHECKING:
+    from .mmod_detector import MmodDetector
 
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
@@ -62,7 +64,7 @@ class DlibDetector:
     config: DetectorConfig
     hog: HogDetector
     landmarks: LandmarkPredictor
-    mmod: MmodDetector | None
+    mmod: "MmodDetector | None"
 
     def detect(self, rgb: U8) -> list[Detection]:
         """Return the faces of a whole `(H, W, 3)` uint8 frame, most confident first."""
@@ -123,5 +125,7 @@ def build_detector(config: DetectorConfig, store: ModelStore) -> Detector:
     predictor = LandmarkPredictor(store.weights_file("shape_predictor_5_face_landmarks.dat"))
     mmod = None
     if config.kind == "mmod":
+        from .mmod_detector import MmodDetector
+
         mmod = MmodDetector(OrtEngine(store.ensure("mmod"), threads=config.threads))
     return DlibDetector(config, HogDetector(), predictor, mmod)

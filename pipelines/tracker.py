@@ -7,6 +7,7 @@ over overlap and motion; ids survive what motion cannot bridge through appearanc
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Annotated
 
 import numpy as np
@@ -29,6 +30,7 @@ MAX_GROWTH = 0.6  # natural logarithm of the change of width or height
 SWALLOWED = 0.75  # share of the smaller box inside the larger from which both are one face
 REDISCOVERED_S = 0.3  # hidden for longer: look who it is
 MAX_STEP_S = 0.5  # a longer silence is a pause: nothing is known of the motion in it
+CHANCE_SCORE = 0.1  # what looks a little like a face scores this again and again
 FORBIDDEN = 1e6  # assignment cost of a pair outside the gates
 # Standard deviations in units of the face's mean side (x, y) or of itself (width, height), tuned on video.
 MEASUREMENT_STD = np.array([0.06, 0.06, 0.08, 0.08])
@@ -52,7 +54,8 @@ class TrackerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     appearance_gap: Annotated[float, Meta(ge=0, le=2)] = 0.06
     """How much nearer than the second-best candidate it must be."""
     min_hits: Annotated[int, Meta(ge=1, le=100)] = 2
-    """Detections a face needs before it is published, unless one of them is sure."""
+    """Detections a face needs before it is published, unless one of them is sure. Their scores must add up
+    to `sure_score`: what is found again and again with scores around 0 is no face."""
     sure_score: float = 0.3
     """Detector score from which one detection is enough."""
     duplicate_overlap: Annotated[float, Meta(gt=0, le=1)] = 0.5
@@ -60,38 +63,63 @@ class TrackerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 @dataclass(slots=True)
+class _Moment:
+    """One frame of a track: its motion before and after what was measured in that frame."""
+
+    prior: kalman.Motion
+    motion: kalman.Motion
+    measured: F64 | None = None
+
+    def correct(self) -> None:
+        """Apply the measurement to the prior."""
+        self.motion = self.prior
+        if self.measured is not None:
+            self.motion = kalman.correct(self.prior, self.measured, MEASUREMENT_STD * _side(self.prior))
+
+
+@dataclass(slots=True)
 class _State:
-    """Everything about one track; `history` maps seq to the box then."""
+    """Everything about one track; `moments` has its last frames by seq, oldest first, now at the end."""
 
     id: int
-    motion: kalman.Motion
-    landmarks: F32  # (5, 2) in units of the box: (0, 0) left top, (1, 1) right bottom
     score: float
+    moments: dict[int, _Moment]
     last_hit_seq: int
+    landmarks: F32 = field(default_factory=lambda: np.zeros((5, 2), np.float32))  # in units of the box
     age: int = 0
     hits: int = 1
     misses: int = 0  # looks at it in vain since the last hit
     unseen_s: float = 0.0
     is_sure: bool = False
-    history: dict[int, F32] = field(default_factory=dict)
+
+    @property
+    def motion(self) -> kalman.Motion:
+        """Where it is now."""
+        return next(reversed(self.moments.values())).motion
 
     @property
     def box(self) -> F32:
         """Left, top, right, bottom now."""
         return corner_form(self.motion.position)
 
-    @property
-    def side(self) -> float:
-        """Mean side in px."""
-        return float(np.sqrt(self.motion.position[2] * self.motion.position[3]))
+    def at(self, seq: int) -> _Moment:
+        """Return the track in frame `seq`; of a younger track, its first frame."""
+        return self.moments[seq] if seq in self.moments else next(iter(self.moments.values()))
 
-    def box_at(self, seq: int) -> F32:
-        """Return the box in frame `seq`; of a younger track, its first."""
-        return self.history[seq] if seq in self.history else self.history[min(self.history)]
-
-    def attach(self, face: Detection, box: F32) -> None:
-        """Tie the landmarks of `face` to the track, whose box in that frame is `box`."""
-        self.landmarks = ((face.landmarks - box[:2]) / (box[2:] - box[:2])).astype(np.float32)
+    def measure(self, face: Detection, seq: int, times: Mapping[int, int]) -> None:
+        """Take in a face found in frame `seq`, now or earlier, and live again through what came after."""
+        if seq in self.moments:
+            self.moments[seq].measured = centre_form(face.box)
+            self.moments[seq].correct()
+            later = [s for s in self.moments if s >= seq]
+            for before, after in pairwise(later):
+                moment = self.moments[after]
+                moment.prior = _step(self.moments[before].motion, (times[after] - times[before]) / 1e9)
+                moment.correct()
+        if seq >= self.last_hit_seq:
+            self.last_hit_seq = seq
+            box = corner_form(self.at(seq).motion.position)
+            self.landmarks = ((face.landmarks - box[:2]) / (box[2:] - box[:2])).astype(np.float32)
 
 
 class Tracker:
@@ -127,8 +155,8 @@ class Tracker:
         if self._times:
             last_seq, last_ns = next(reversed(self._times.items()))
             elapsed_s = max(0.0, (captured_ns - last_ns) / 1e9)
-            if seq <= last_seq:  # a new numbering: old boxes belong to no frame of it
-                self._times.clear()
+            if seq <= last_seq:  # a new numbering: the old frames can no longer be named
+                self._begin_again()
         self._times[seq] = captured_ns
         if len(self._times) > HISTORY:
             del self._times[next(iter(self._times))]
@@ -136,10 +164,9 @@ class Tracker:
         if elapsed_s > MAX_STEP_S:
             self._appearances.doubt(self._states.keys(), may_be_new=True)
         for state in list(self._states.values()):
-            self._advance(state, elapsed_s)
+            self._advance(state, seq, elapsed_s)
             if state.unseen_s > self._config.occlusion_s or _has_left(state, frame_size):
                 self._drop(state)
-        self._note_boxes()
         return self.followed()
 
     def update(
@@ -172,7 +199,6 @@ class Tracker:
             {s.id: (s.box, s.misses == 0) for s in self._states.values()}, self._config.duplicate_overlap
         ):
             self._drop(self._states[duplicate])
-        self._note_boxes()
         self._appearances.watch({s.id: s.box for s in self._states.values() if s.is_sure})
 
     def tracks(self) -> list[Track]:
@@ -218,16 +244,20 @@ class Tracker:
         self._next_id += 1
         return self._next_id - 1
 
-    def _advance(self, state: _State, elapsed_s: float) -> None:
-        step_s, side = min(elapsed_s, MAX_STEP_S), state.side
-        if elapsed_s > MAX_STEP_S:  # it may have stopped or turned in the pause: wait where it was
-            position = state.motion.position
-            state.motion = kalman.start(position, MEASUREMENT_STD * side, START_VELOCITY_STD * side)
-        state.motion = kalman.predict(state.motion, step_s, ACCELERATION_STD * side)
-        np.maximum(state.motion.position[2:], MIN_SIDE_PX, out=state.motion.position[2:])
+    def _advance(self, state: _State, seq: int, elapsed_s: float) -> None:
+        motion = _step(state.motion, elapsed_s)
+        state.moments[seq] = _Moment(motion, motion)
+        if len(state.moments) > HISTORY:
+            del state.moments[next(iter(state.moments))]
         state.age += 1
         if state.misses:
-            state.unseen_s += step_s
+            state.unseen_s += min(elapsed_s, MAX_STEP_S)
+
+    def _begin_again(self) -> None:
+        self._times.clear()
+        for state in self._states.values():
+            state.moments = {0: _Moment(state.motion, state.motion)}
+            state.last_hit_seq = 0
 
     def _correct(self, faces: list[Detection], asked: AbstractSet[int], seq: int) -> list[Detection]:
         """Give each face to its track, count misses of `asked` tracks, return the faces left over."""
@@ -241,7 +271,7 @@ class Tracker:
                 if not state.is_sure and state.misses >= 2:
                     self._drop(state)
         left = [face for column, face in enumerate(faces) if column not in pairs.values()]
-        held = [states[row].history[seq] for row in pairs if seq in states[row].history]
+        held = [corner_form(states[row].at(seq).motion.position) for row in pairs]
         return [face for face in left if not _covered(face, held, self._config.duplicate_overlap)]
 
     def _associate(self, states: list[_State], faces: list[Detection], seq: int) -> dict[int, int]:
@@ -249,16 +279,18 @@ class Tracker:
         if not states or not faces:
             return {}
         found: F32 = np.stack([face.box for face in faces])
-        then: F32 = np.stack([state.box_at(seq) for state in states])
-        overlap = iou(then, found)
-        found_c, then_c = centre_form(found), centre_form(then)
+        moments = [state.at(seq).motion for state in states]
+        then_c: F64 = np.stack([motion.position for motion in moments])
+        overlap = iou(corner_form(then_c), found)
+        found_c = centre_form(found)
         leap = np.empty_like(overlap)  # distance in standard deviations
         reach = np.empty_like(overlap)  # distance in faces
-        for row, state in enumerate(states):
-            std = np.hypot(np.sqrt(state.motion.pp), MEASUREMENT_STD * state.side)[:2]
+        for row, motion in enumerate(moments):
+            side = _side(motion)
+            std = np.hypot(np.sqrt(motion.pp), MEASUREMENT_STD * side)[:2]
             offset = found_c[:, :2] - then_c[row, :2]
             leap[row] = np.linalg.norm(offset / std, axis=-1)
-            reach[row] = np.linalg.norm(offset, axis=-1) / state.side
+            reach[row] = np.linalg.norm(offset, axis=-1) / side
         growth = np.abs(np.log(found_c[None, :, 2:] / then_c[:, None, 2:])).max(axis=-1)
         by_motion = (leap <= self._config.motion_gate) & (reach <= MAX_REACH)
         allowed = ((overlap >= self._config.iou_gate) | by_motion) & (growth <= MAX_GROWTH)
@@ -269,44 +301,43 @@ class Tracker:
     def _hit(self, state: _State, face: Detection, seq: int) -> None:
         state.hits += 1
         state.misses, state.score = 0, face.score
-        state.is_sure |= state.hits >= self._config.min_hits or face.score >= self._config.sure_score
+        self._weigh(state, face)
         if state.unseen_s > REDISCOVERED_S:
             self._appearances.doubt({state.id}, may_be_new=False)
         state.unseen_s = 0.0
-        if state.last_hit_seq > seq:
-            return  # re-detected since: the late result knows nothing newer
-        before, then = state.motion.position.copy(), state.box_at(seq)
-        measured = before + centre_form(face.box) - centre_form(then)
-        state.motion = kalman.correct(state.motion, measured, MEASUREMENT_STD * state.side)
-        shift = corner_form(state.motion.position) - corner_form(before)
-        for earlier in state.history:
-            if earlier >= seq:  # else the next late result would correct the same error again
-                state.history[earlier] = state.history[earlier] + shift
-        state.last_hit_seq = seq
-        state.attach(face, state.history.get(seq, then))
+        state.measure(face, seq, self._times)
 
     def _start(self, face: Detection, seq: int) -> None:
         position = centre_form(face.box)
         side = float(np.sqrt(position[2] * position[3]))
         motion = kalman.start(position, MEASUREMENT_STD * side, START_VELOCITY_STD * side)
-        late_s = max(0.0, (next(reversed(self._times.values())) - self._times[seq]) / 1e9)
-        motion = kalman.predict(motion, min(late_s, MAX_STEP_S), ACCELERATION_STD * side)
-        state = _State(self._fresh_id(), motion, face.landmarks, face.score, last_hit_seq=seq)
-        state.attach(face, face.box)
+        moments = {seq: _Moment(motion, motion, position)}
+        for before, after in pairwise(s for s in self._times if s >= seq):
+            motion = _step(motion, (self._times[after] - self._times[before]) / 1e9)
+            moments[after] = _Moment(motion, motion)
+        state = _State(self._fresh_id(), face.score, moments, last_hit_seq=seq)
+        state.landmarks = ((face.landmarks - face.box[:2]) / (face.box[2:] - face.box[:2])).astype(np.float32)
         state.is_sure = self._config.min_hits <= 1 or face.score >= self._config.sure_score
-        state.history = {s: face.box for s in self._times if s >= seq}
         self._states[state.id] = state
 
     def _drop(self, state: _State) -> None:
         del self._states[state.id]
         self._appearances.lose(state.id)
 
-    def _note_boxes(self) -> None:
-        oldest, now = next(iter(self._times)), next(reversed(self._times))
-        for state in self._states.values():
-            state.history[now] = state.box
-            for seq in [s for s in state.history if s < oldest or s > now]:
-                del state.history[seq]
+
+def _side(motion: kalman.Motion) -> float:
+    """Return the mean side of a box in px."""
+    return float(np.sqrt(motion.position[2] * motion.position[3]))
+
+
+def _step(motion: kalman.Motion, elapsed_s: float) -> kalman.Motion:
+    """Return the motion after `elapsed_s`; after a pause it waits, of unknown speed, where it was."""
+    side = _side(motion)
+    if elapsed_s > MAX_STEP_S:
+        motion = kalman.start(motion.position, MEASUREMENT_STD * side, START_VELOCITY_STD * side)
+    motion = kalman.predict(motion, min(max(elapsed_s, 0.0), MAX_STEP_S), ACCELERATION_STD * side)
+    np.maximum(motion.position[2:], MIN_SIDE_PX, out=motion.position[2:])
+    return motion
 
 
 def _has_left(state: _State, frame_size: tuple[int, int] | None) -> bool:

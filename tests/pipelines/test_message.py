@@ -22,7 +22,8 @@ from visaged.pipelines.message import (
 def frame_of(*faces: Face, dim: int = 4) -> FaceFrame:
     return FaceFrame(
         camera="door", run="r1", seq=7, frame_seq=9, captured_ns=1, captured_at=2.0, published_ns=3,
-        width=640, height=360, release="abc", embedding_space="face-resnet", embedding_dim=dim, faces=list(faces),
+        width=640, height=360, release="abc", embedding_space="face-resnet", embedding_dim=dim,
+        faces=list(faces),
         drops={"stale": 2}, stages_ms={"infer": 1.5},
     )  # fmt: skip
 

@@ -232,9 +232,18 @@ def test_a_weak_detection_seen_again_is_published() -> None:
     tracker = Tracker(TrackerConfig(sure_score=0.5))
     for seq in (1, 2):
         tracker.predict(seq, seq * FRAME_NS)
-        tracker.update([face(100, score=0.1)])
+        tracker.update([face(100, score=0.4)])
 
     assert [t.id for t in tracker.tracks()] == [1]
+
+
+def test_what_keeps_scoring_around_zero_is_no_face() -> None:
+    tracker = Tracker(TrackerConfig())
+    for seq in range(1, 40):
+        tracker.predict(seq, seq * FRAME_NS)
+        tracker.update([face(100, score=0.13 if seq % 5 == 1 else 0.02)])
+
+    assert tracker.tracks() == []
 
 
 def test_a_face_that_walks_out_of_the_frame_ends_at_its_border() -> None:
