@@ -20,7 +20,7 @@ from .tally import Mood, main_face
 
 U8 = npt.NDArray[np.uint8]
 
-VIDEO_FPS = 25
+VIDEO_FPS = 15  # enough to see what happens, and the cores belong to the daemon
 STRIP_HEIGHT = 132
 STRIP_EVERY_NS = 500_000_000  # the strip is redrawn this often
 MOMENTS_KEPT = 24
@@ -65,6 +65,7 @@ class Recorder:
         self._part = video.with_name(f".{video.stem}.part{video.suffix}")
         self._panels: dict[str, U8 | None] = dict.fromkeys(cameras)
         self._moments = {camera: Moments() for camera in cameras}
+        self._drawn_ns: dict[str, int] = {}
         self._moods: list[Mood] = []
         self._span_s = span_s
         self._start_ns = self._next_ns = self._strip_ns = 0
@@ -72,12 +73,17 @@ class Recorder:
         self._writer: cv2.VideoWriter | None = None
         self._shape = (0, 0)
 
+    def is_due(self, result: FaceFrame) -> bool:
+        """Return whether the video wants a new picture of this camera by now."""
+        return result.captured_ns - self._drawn_ns.get(result.camera, 0) >= 0.9e9 / VIDEO_FPS
+
     def add(self, result: FaceFrame, rgb: U8) -> None:
         """Draw `result` on its frame `rgb` `(H, W, 3)` and move the video on to its time."""
         camera, now_ns = result.camera, result.captured_ns
         self._start_ns = self._start_ns or now_ns
         panel = annotate(rgb, result, width=PANEL_WIDTH)
         self._panels[camera] = panel
+        self._drawn_ns[camera] = now_ns
         if self._moments[camera].is_due(now_ns):
             self._moments[camera].add(now_ns, Moment(panel, self._caption(result)))
         face = main_face(result.faces)

@@ -41,6 +41,7 @@ class Tally:
     faces: int = 0
     tracks: set[int] = field(default_factory=set)
     people: Counter[str] = field(default_factory=Counter)
+    strangers: set[str] = field(default_factory=set)
     latencies_ms: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_SAMPLES))
     moods: deque[Mood] = field(default_factory=lambda: deque(maxlen=MAX_SAMPLES))
     stages_ms: dict[str, deque[float]] = field(default_factory=dict)
@@ -71,6 +72,7 @@ class Tally:
         self.faces += len(result.faces)
         self.tracks.update(face.track for face in result.faces)
         self.people.update(f.identity.person for f in result.faces if f.identity.state == "known")
+        self.strangers.update(f.identity.person for f in result.faces if f.identity.state == "unknown")
         self._note_mood(result)
 
     def _note_mood(self, result: FaceFrame) -> None:
@@ -113,11 +115,17 @@ class Tally:
 
     def ledger_sentence(self) -> str:
         """Return the ledger in words, ending with whether it balances."""
-        reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(self.dropped.items()) if n)
-        dropped = sum(self.dropped.values())
-        words = f"{self.captured} captured = {self.published + self.lost} published + {dropped} dropped"
-        words += f" ({reasons})" if reasons else ""
-        return f"{words}, ledger balanced" if self.in_flight == 0 else f"{words} + {self.in_flight} in flight"
+        return ledger_words(self.captured, self.published + self.lost, self.dropped)
+
+
+def ledger_words(captured: int, published: int, dropped: Mapping[str, int]) -> str:
+    """Return `9 captured = 7 published + 2 dropped (2 stale), ledger balanced`, or what is in flight."""
+    reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(dropped.items()) if n)
+    n_dropped = sum(dropped.values())
+    words = f"{captured} captured = {published} published + {n_dropped} dropped"
+    words += f" ({reasons})" if reasons else ""
+    in_flight = captured - published - n_dropped
+    return f"{words}, ledger balanced" if in_flight == 0 else f"{words} + {in_flight} in flight"
 
 
 def main_face(faces: Iterable[Face]) -> Face | None:

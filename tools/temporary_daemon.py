@@ -18,6 +18,8 @@ import msgspec
 
 from ..daemon.camera import CameraConfig
 from ..daemon.channels import endpoint_of
+from ..daemon.ledger import Ledger, LedgerSnapshot, ledger_path
+from ..daemon.outline import PathsConfig
 from ..daemon.process_table import STOP_S
 from ..pipelines.errors import VisagedError
 
@@ -33,6 +35,9 @@ class TemporaryDaemon:
     def __init__(self, cameras: Sequence[CameraConfig], *, cache: Path, wheels: Path | None) -> None:
         """Write the configuration; models come from `cache`, everything else is new and empty."""
         self.folder = Path(tempfile.mkdtemp(prefix="visaged-"))
+        self.cameras = tuple(camera.name for camera in cameras)
+        self.instance = f"temporary-{os.getpid()}"
+        self.shm = PathsConfig().shm
         self.config_file = self.folder / "visaged.toml"
         self.runtime = self.folder / "run"
         self.log_file = self.folder / "daemon.log"
@@ -45,7 +50,7 @@ class TemporaryDaemon:
             "paths": {key: str(path.absolute()) for key, path in paths.items()},
             "metrics": {"port": 0},
         }
-        text = f'instance = "temporary-{os.getpid()}"\n' + "".join(
+        text = f'instance = "{self.instance}"\n' + "".join(
             f"\n[{name}]\n{toml_lines(table)}" for name, table in tables.items()
         )
         self.config_file.write_text(text + "".join(f"\n[[camera]]\n{camera_lines(c)}" for c in cameras))
@@ -98,6 +103,16 @@ class TemporaryDaemon:
             except subprocess.TimeoutExpired:
                 os.killpg(self._popen.pid, signal.SIGKILL)
         return self._popen.wait()
+
+    def books(self) -> dict[str, LedgerSnapshot]:
+        """Return the ledger of every camera that has one, from the daemon's own files."""
+        paths = {camera: ledger_path(self.runtime, camera) for camera in self.cameras}
+        books = {}
+        for camera, path in paths.items():
+            if path.exists():
+                with Ledger.open(path, create=False) as ledger:
+                    books[camera] = ledger.snapshot()
+        return books
 
     def __enter__(self) -> Self:
         return self
