@@ -61,7 +61,7 @@ class Outline(Struct, frozen=True, kw_only=True):
 
     instance: Name = "visaged"
     """Name of this installation; part of the names of rings, so that two can share a machine."""
-    paths: PathsConfig = PathsConfig()
+    paths: PathsConfig = field(default_factory=PathsConfig)
     """Folders."""
     camera: tuple[CameraConfig, ...] = ()
     """The cameras, one table each."""

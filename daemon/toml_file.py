@@ -83,6 +83,8 @@ def _explain(text: str, document: object, kind: type[Any], root: str) -> str:
         allowed = _keys_at(inspect.type_info(kind), steps)
         table = key_path or "the top level"
         return f"unknown key {unknown['key']!r} in {table}; {_suggest(unknown['key'], allowed)}"
+    if what.startswith("Invalid enum value"):
+        what = f"that is none of {', '.join(_choices_at(inspect.type_info(kind), steps))}"
     value = _value_at(document, steps)
     got = "" if isinstance(value, dict | list) or value is None else f" (it is {value!r})"
     return f"{key_path or 'the top level'}{got}: {what[:1].lower()}{what[1:].replace('`', '')}"
@@ -105,6 +107,18 @@ def _suggest(key: str, allowed: list[str]) -> str:
 
 
 def _keys_at(kind: inspect.Type, steps: list[str]) -> list[str]:
+    kind = _type_at(kind, steps)
+    return [f.encode_name for f in kind.fields] if isinstance(kind, inspect.StructType) else []
+
+
+def _choices_at(kind: inspect.Type, steps: list[str]) -> list[str]:
+    kind = _type_at(kind, steps)
+    if isinstance(kind, inspect.EnumType):
+        return [str(member.value) for member in kind.cls]
+    return [str(value) for value in kind.values] if isinstance(kind, inspect.LiteralType) else []
+
+
+def _type_at(kind: inspect.Type, steps: list[str]) -> inspect.Type:
     for step in steps:
         kind = _unwrap(kind)
         if isinstance(kind, inspect.StructType):
@@ -113,8 +127,7 @@ def _keys_at(kind: inspect.Type, steps: list[str]) -> list[str]:
             kind = kind.value_type
         elif isinstance(kind, inspect.ListType | inspect.VarTupleType):
             kind = kind.item_type
-    kind = _unwrap(kind)
-    return [f.encode_name for f in kind.fields] if isinstance(kind, inspect.StructType) else []
+    return _unwrap(kind)
 
 
 def _unwrap(kind: inspect.Type) -> inspect.Type:

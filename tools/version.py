@@ -8,5 +8,9 @@ from ..daemon.metrics import version as installed_version
 
 
 def version() -> None:
-    """Print the version of visaged and of Python."""
+    """Print the version of visaged and of Python.
+
+    Example:
+      visaged version
+    """
     typer.echo(f"visaged {installed_version()}, Python {platform.python_version()}")
