@@ -24,6 +24,7 @@ F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
 HISTORY = 128  # frames; a full-frame detection that arrives later than this is ignored
+FADING = 0.8  # of the sum of scores, per hit
 MIN_SIDE_PX = 4.0
 MAX_REACH = 1.5  # faces a detection may lie from where it was expected
 MAX_GROWTH = 0.6  # natural logarithm of the change of width or height
@@ -54,8 +55,8 @@ class TrackerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     appearance_gap: Annotated[float, Meta(ge=0, le=2)] = 0.06
     """How much nearer than the second-best candidate it must be."""
     min_hits: Annotated[int, Meta(ge=1, le=100)] = 2
-    """Detections a face needs before it is published, unless one of them is sure. Their scores must add up
-    to `sure_score`: what is found again and again with scores around 0 is no face."""
+    """Detections a face needs before it is published, unless one of them is sure. Their scores, older ones
+    fading, must add up to `sure_score`: what is found again and again with scores around 0 is no face."""
     sure_score: float = 0.3
     """Detector score from which one detection is enough."""
     duplicate_overlap: Annotated[float, Meta(gt=0, le=1)] = 0.5
@@ -83,6 +84,7 @@ class _State:
 
     id: int
     score: float
+    total_score: float  # of the hits, older ones fading
     moments: dict[int, _Moment]
     last_hit_seq: int
     landmarks: F32 = field(default_factory=lambda: np.zeros((5, 2), np.float32))  # in units of the box
@@ -90,6 +92,7 @@ class _State:
     hits: int = 1
     misses: int = 0  # looks at it in vain since the last hit
     unseen_s: float = 0.0
+    evidence: float = 0.0  # sum of what the scores were above CHANCE_SCORE; a false alarm gathers none
     is_sure: bool = False
 
     @property
@@ -301,11 +304,17 @@ class Tracker:
     def _hit(self, state: _State, face: Detection, seq: int) -> None:
         state.hits += 1
         state.misses, state.score = 0, face.score
-        self._weigh(state, face)
+        state.total_score = FADING * state.total_score + face.score
+        self._decide(state)
         if state.unseen_s > REDISCOVERED_S:
             self._appearances.doubt({state.id}, may_be_new=False)
         state.unseen_s = 0.0
         state.measure(face, seq, self._times)
+
+    def _weigh(self, state: _State, face: Detection) -> None:
+        state.evidence += face.score - CHANCE_SCORE
+        is_enough = state.hits >= self._config.min_hits and state.evidence >= self._config.sure_score
+        state.is_sure |= is_enough or face.score >= self._config.sure_score
 
     def _start(self, face: Detection, seq: int) -> None:
         position = centre_form(face.box)
@@ -315,10 +324,15 @@ class Tracker:
         for before, after in pairwise(s for s in self._times if s >= seq):
             motion = _step(motion, (self._times[after] - self._times[before]) / 1e9)
             moments[after] = _Moment(motion, motion)
-        state = _State(self._fresh_id(), face.score, moments, last_hit_seq=seq)
+        state = _State(self._fresh_id(), face.score, face.score, moments, last_hit_seq=seq)
         state.landmarks = ((face.landmarks - face.box[:2]) / (face.box[2:] - face.box[:2])).astype(np.float32)
-        state.is_sure = self._config.min_hits <= 1 or face.score >= self._config.sure_score
+        self._decide(state)
         self._states[state.id] = state
+
+    def _decide(self, state: _State) -> None:
+        """Settle whether a track is a face: it stays one."""
+        enough = state.hits >= self._config.min_hits and state.total_score >= self._config.sure_score
+        state.is_sure |= enough or state.score >= self._config.sure_score
 
     def _drop(self, state: _State) -> None:
         del self._states[state.id]
