@@ -24,8 +24,8 @@ class Tap:
     grid: int
 
 
-DEFAULT_TAPS = (Tap(9, 4), Tap(12, 4))
-"""End of the 128-channel stage and end of the first 256-channel stage: 6144 features."""
+DEFAULT_TAPS = (Tap(6, 4), Tap(9, 4), Tap(12, 4))
+"""Ends of the stages with 64, 128 and 256 channels: 7168 features."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,7 +69,7 @@ def read_head(path: Path) -> EmotionHead:
     try:
         if path.stat().st_size > MAX_HEAD_BYTES:
             raise ValueError("too large")
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files[: 2 * MAX_LAYERS + 2]}
         return _head_of(arrays)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:

@@ -1,0 +1,233 @@
+"""FER+ as the emotion head learns from it: de-duplicated, aligned like live chips, seen by the trunk.
+
+Shape letters: N faces, V views, F features, K classes.
+"""
+
+import hashlib
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from ..kernels.chips import cut_chip, to_input
+from ..pipelines.dlib_faces import HogDetector, LandmarkPredictor
+from ..pipelines.errors import SourceError
+from ..pipelines.ort_engine import OrtEngine
+from ..pipelines.registry import FACE_RESNET
+
+F32 = npt.NDArray[np.float32]
+F16 = npt.NDArray[np.float16]
+U8 = npt.NDArray[np.uint8]
+Bool = npt.NDArray[np.bool_]
+
+N_CLASSES = 8  # the votes for unknown and "no face" follow
+FACE_PX, BORDER_PX = 128, 64  # a face of 48 px enlarged, and room around it for the chip
+# Where HOG finds the face, and dlib the landmarks, in most of 400 faces: fractions of the picture.
+USUAL_BOX = np.array([0.083, 0.167, 0.922, 0.948], np.float32)
+USUAL_LANDMARKS = np.array(
+    [[0.755, 0.391], [0.609, 0.401], [0.240, 0.391], [0.385, 0.401], [0.500, 0.667]], np.float32
+)
+FAR = 0.2  # mean distance from the usual landmarks beyond which a guess without detection is not believed
+SKIN = np.array([1.12, 1.0, 0.86], np.float32)  # a grey face times this looks like most skin does
+JITTER_VERSION = 1  # raised with every change to how chips are made, so that kept features are not taken
+CHUNK = 256  # faces in one file of cached features
+
+
+@dataclass(frozen=True, slots=True)
+class Faces:
+    """Pictures `(N, 48, 48)` uint8 grey and the votes `(N, 10)` of ten people for each."""
+
+    pictures: U8
+    votes: U8
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def take(self, keep: Bool) -> "Faces":
+        """Return the faces where `keep` `(N,)` is true."""
+        return Faces(self.pictures[keep], self.votes[keep])
+
+    def targets(self) -> F32:
+        """Return `(N, 8)` shares of the votes; a lone vote against several others does not count."""
+        votes = self.votes[:, :N_CLASSES].astype(np.float32)
+        votes[(votes <= 1) & (votes.max(axis=1, keepdims=True) >= 4)] = 0
+        shares: F32 = votes / votes.sum(axis=1, keepdims=True)
+        return shares
+
+    def has_majority(self) -> Bool:
+        """Return `(N,)`: more than half of all ten votes are for one expression."""
+        best = self.votes[:, :N_CLASSES].max(axis=1).astype(int)
+        majority: Bool = 2 * best > self.votes.sum(axis=1)
+        return majority
+
+
+def load_faces(folder: Path) -> tuple[Faces, Faces]:
+    """Return training and test faces: no picture twice, none whose votes say unknown or no face.
+
+    Raises:
+        SourceError: a file is missing or not what it should be.
+    """
+    parts = [_load(folder / name) for name in ("PublicTest.npz", "Training.npz")]
+    seen: set[bytes] = set()
+    unique: list[Faces] = []
+    for faces in parts:  # the test part first: what it holds may not be trained on
+        keep = np.zeros(len(faces), bool)
+        for index, picture in enumerate(faces.pictures):
+            digest = hashlib.sha256(picture.tobytes()).digest()
+            keep[index] = digest not in seen
+            seen.add(digest)
+        usable = faces.votes.argmax(axis=1) < N_CLASSES
+        unique.append(faces.take(keep & usable))
+    test, training = unique
+    return training, test
+
+
+def _load(path: Path) -> Faces:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            faces = Faces(file["x"], file["votes"])
+    except (OSError, KeyError, ValueError) as error:
+        raise SourceError(
+            f"{path} cannot be read as FER+ ({error}); name the folder that holds it"
+        ) from error
+    if faces.pictures.shape[1:] != (48, 48) or faces.votes.shape != (len(faces), 10):
+        raise SourceError(f"{path} does not hold (N, 48, 48) pictures and (N, 10) votes; is it FER+?")
+    return faces
+
+
+def tuning_part(faces: Faces, share: float = 0.1) -> Bool:
+    """Return `(N,)`: the faces kept from training to choose by; decided by the picture, not by its place."""
+    buckets = [hashlib.sha256(picture.tobytes()).digest()[0] for picture in faces.pictures]
+    chosen: Bool = np.array(buckets) < share * 256
+    return chosen
+
+
+class Aligner:
+    """Finds the landmarks of enlarged FER faces and cuts chips as they are cut live. One per process."""
+
+    def __init__(self, predictor: Path) -> None:
+        """Load dlib's 5-point predictor."""
+        self._hog = HogDetector()
+        self._predictor = LandmarkPredictor(predictor)
+
+    def landmarks(self, picture: U8) -> F32:
+        """Return `(5, 2)` as fractions of the picture: detected, or guessed, or the usual ones."""
+        rgb = _enlarge(picture, cv2.BORDER_REPLICATE)
+        boxes, _ = self._hog.boxes(rgb, 1.0, -0.2)
+        is_found = len(boxes) > 0
+        box = boxes[:1] if is_found else USUAL_BOX[None] * FACE_PX + BORDER_PX
+        marks: F32 = (self._predictor.place(rgb, box)[0] - BORDER_PX) / FACE_PX
+        distance = float(np.linalg.norm(marks - USUAL_LANDMARKS, axis=1).mean())
+        return marks if is_found or distance < FAR else USUAL_LANDMARKS
+
+    def chips(self, picture: U8, n_views: int, random: np.random.Generator) -> list[U8]:
+        """Return the plain chip `(150, 150, 3)` and `n_views - 1` jittered ones."""
+        marks = self.landmarks(picture)
+        size, padding = FACE_RESNET.recipe.size, FACE_RESNET.recipe.padding
+        rgb = _enlarge(picture, cv2.BORDER_REPLICATE)
+        chips = [cut_chip(rgb, marks * FACE_PX + BORDER_PX, size, padding)]
+        for _ in range(n_views - 1):
+            border = int(random.choice([cv2.BORDER_REPLICATE, cv2.BORDER_REFLECT_101, cv2.BORDER_CONSTANT]))
+            rgb = _enlarge(_coarsen(picture, random), border)
+            shaken = marks + random.normal(0, 0.012, (5, 2)) + random.normal(0, 0.015, (1, 2))
+            chip = cut_chip(rgb, (shaken * FACE_PX + BORDER_PX).astype(np.float32), size, padding)
+            chips.append(_jitter(chip, random))
+        return chips
+
+
+def _enlarge(picture: U8, border: int) -> U8:
+    grey = cv2.resize(picture, (FACE_PX, FACE_PX), interpolation=cv2.INTER_CUBIC)
+    grey = cv2.copyMakeBorder(grey, BORDER_PX, BORDER_PX, BORDER_PX, BORDER_PX, border)
+    return np.repeat(grey[..., None], 3, axis=2).astype(np.uint8)
+
+
+def _coarsen(picture: U8, random: np.random.Generator) -> U8:
+    """Sometimes throw resolution away, as a face far from the camera has lost it."""
+    if random.random() > 0.3:
+        return picture
+    side = int(random.integers(26, 44))
+    return np.asarray(cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _jitter(chip: U8, random: np.random.Generator) -> U8:
+    """Mirror, sharpen or blur, re-light and tint a chip at random."""
+    if random.random() < 0.5:
+        chip = chip[:, ::-1]
+    values = chip.astype(np.float32)
+    blurred = cv2.GaussianBlur(values, (0, 0), float(random.uniform(1.0, 2.5)))
+    values = blurred + (values - blurred) * float(random.uniform(0.3, 2.6))  # below 1 softer, above sharper
+    values = 255 * (np.clip(values, 0, 255) / 255) ** float(np.exp(random.normal(0, 0.2)))
+    values = (values - 128) * float(random.uniform(0.7, 1.25)) + 128 + float(random.normal(0, 14))
+    tint = SKIN ** float(random.uniform(-0.3, 2.0)) * np.exp(random.normal(0, 0.03, 3))
+    values = values * tint + random.normal(0, random.uniform(0, 5), values.shape)
+    return np.clip(values, 0, 255).astype(np.uint8)
+
+
+_aligner: Aligner
+_engine: OrtEngine
+
+
+def _start_worker(predictor: Path, trunk: Path) -> None:
+    """Load what a worker process needs, once."""
+    global _aligner, _engine
+    cv2.setNumThreads(1)
+    _aligner, _engine = Aligner(predictor), OrtEngine(trunk)
+
+
+def _see(job: tuple[int, U8], n_views: int, output: str, folder: Path) -> Path:
+    """Return the file with the `(n, V, F)` outputs for the pictures of one chunk, made if it is missing."""
+    start, pictures = job
+    path = folder / f"{start:06d}.npy"
+    if path.exists():
+        return path
+    random = np.random.default_rng(start)
+    chips = np.stack([chip for picture in pictures for chip in _aligner.chips(picture, n_views, random)])
+    inputs = to_input(chips, FACE_RESNET.recipe.mean, FACE_RESNET.recipe.scale, grey=False)
+    batches = [_engine.infer(inputs[at : at + 16])[output] for at in range(0, len(inputs), 16)]
+    features = np.concatenate(batches).astype(np.float16)
+    unfinished = path.with_suffix(".unfinished.npy")
+    np.save(unfinished, features.reshape(len(pictures), n_views, -1))
+    unfinished.replace(path)
+    return path
+
+
+def see(
+    pictures: U8,
+    n_views: int,
+    weights: tuple[Path, Path],
+    folder: Path,
+    *,
+    output: str = "features",
+    jobs: int = 1,
+    on_progress: Callable[[int], None] = lambda n: None,
+) -> F16:
+    """Return `(N, V, F)` features of every picture; view 0 is plain, the others are jittered.
+
+    Args:
+        pictures: `(N, 48, 48)` uint8.
+        n_views: V.
+        weights: the 5-point predictor, and an ONNX file with that output.
+        folder: where features are kept, so that a second run, or one after an interruption, is quick.
+        output: which output of the network to return.
+        jobs: processes.
+        on_progress: called with the number of pictures that were just done.
+    """
+    digest = hashlib.sha256(pictures.tobytes())
+    digest.update(f"jitter {JITTER_VERSION}, {output}".encode())
+    for path in weights:
+        digest.update(path.read_bytes())
+    kept = folder / f"{digest.hexdigest()[:12]}-{n_views}"
+    kept.mkdir(parents=True, exist_ok=True)
+    chunks = [(start, pictures[start : start + CHUNK]) for start in range(0, len(pictures), CHUNK)]
+    done: list[F16] = []
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _start_worker, weights) as pool:
+        for path in pool.map(partial(_see, n_views=n_views, output=output, folder=kept), chunks):
+            done.append(np.load(path))
+            on_progress(len(done[-1]))
+    return np.concatenate(done)
