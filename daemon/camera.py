@@ -70,13 +70,15 @@ class CameraConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Frames the ring in shared memory holds."""
 
     def __post_init__(self) -> None:
-        """Refuse a source of unknown kind and back-off bounds in the wrong order."""
+        """Refuse a source of unknown kind, half a size, and back-off bounds in the wrong order."""
         scheme = re.match(r"([a-zA-Z][a-zA-Z0-9+.-]*)://", self.source)
         if scheme and scheme[1].lower() not in STREAM_SCHEMES:
             raise ValueError(
                 f"camera {self.name}: source {shown_source(self.source)} has an unknown scheme; "
                 f"use one of {', '.join(STREAM_SCHEMES)}, /dev/videoN, a path or synthetic:"
             )
+        if bool(self.width) != bool(self.height):
+            raise ValueError(f"camera {self.name}: set both width and height, or neither")
         if self.reconnect_min_s > self.reconnect_max_s:
             raise ValueError(
                 f"camera {self.name}: reconnect_min_s {self.reconnect_min_s:g} is greater than "

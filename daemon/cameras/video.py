@@ -37,20 +37,29 @@ class VideoCamera:
             )
         fps = float(self._capture.get(cv2.CAP_PROP_FPS))
         self.fps = fps if 0.1 <= fps <= 1000 else 0.0
+        count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        self._announced = int(count) if 0 < count < 1e9 else 0  # 0: a live source, without end
+        self._n_read = 0
 
     def read(self) -> U8 | Broken | None:
-        """Return the next frame; a source that ends has been lost.
+        """Return the next frame; None after the last of a video that a web server holds.
 
         Raises:
-            SourceError: no more frames.
+            SourceError: no more frames, though there should be.
         """
-        if not self._capture.grab():
-            raise SourceError(f"camera {self._name}: {self._shown} delivers no more frames; check the source")
-        return self._decode()
+        if self._capture.grab():
+            self._n_read += 1
+            return self._decode()
+        if self._announced and not self._is_cut():
+            return None
+        raise SourceError(f"camera {self._name}: {self._shown} delivers no more frames; check the source")
 
     def close(self) -> None:
         """Let go of the source."""
         self._capture.release()
+
+    def _is_cut(self) -> bool:
+        return self._announced - self._n_read > max(2, COUNT_TOLERANCE * self._announced)
 
     def _decode(self) -> U8 | Broken:
         is_good, bgr = self._capture.retrieve()
@@ -79,9 +88,6 @@ class FileCamera(VideoCamera):
         super().__init__(config, str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, FILE_THREADS])
         if config.fps:
             self.fps = config.fps
-        count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
-        self._announced = int(count) if 0 < count < 1e9 else 0
-        self._n_read = 0
         self._is_at_end = False
 
     def read(self) -> U8 | Broken | None:
@@ -92,8 +98,7 @@ class FileCamera(VideoCamera):
             self._n_read += 1
             return self._decode()
         self._is_at_end = True
-        missing = self._announced - self._n_read
-        if missing > max(2, COUNT_TOLERANCE * self._announced):
+        if self._is_cut():
             return Broken(
                 f"{self._shown} announces {self._announced} frames and ends after {self._n_read}; "
                 f"the file is cut off or damaged"

@@ -91,6 +91,7 @@ def test_a_file_is_played_by_the_clock_when_it_is_live() -> None:
         ({"source": "rtmp://door/1"}, "unknown scheme"),
         ({"reconnect_min_s": 9, "reconnect_max_s": 3}, "is greater than"),
         ({"ring_slots": 2}, ">= 3"),
+        ({"width": 1280}, "both width and height"),
         ({"colour": "red"}, "unknown field `colour`"),
     ],
 )

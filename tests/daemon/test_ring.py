@@ -26,9 +26,18 @@ def frame(value: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     return np.full((H, W, 3), value, np.uint8)
 
 
-def descriptor_of(ring: FrameRing, slot: int, generation: int, **changes: int) -> Descriptor:
-    fields = {"seq": 1, "dropped_before": 0, "width": W, "height": H, **changes}
-    return Descriptor(kind="frame", policy="live", ring=ring.name, slot=slot, generation=generation, **fields)
+def descriptor_of(ring: FrameRing, slot: int, generation: int, width: int = W, height: int = H) -> Descriptor:
+    return Descriptor(
+        kind="frame",
+        policy="live",
+        seq=1,
+        dropped_before=0,
+        ring=ring.name,
+        slot=slot,
+        generation=generation,
+        width=width,
+        height=height,
+    )
 
 
 def test_a_frame_comes_out_as_it_went_in(tmp_path: Path) -> None:
@@ -97,9 +106,9 @@ def test_no_frame_is_torn_when_the_writer_is_faster_than_the_reader(tmp_path: Pa
     assert writer.stdout is not None
     reader: RingReader | None = None
     n_whole = n_overrun = 0
-    until = time.monotonic() + 1.5
+    until = time.monotonic() + 60  # on a busy machine; else well under a second
     try:
-        while time.monotonic() < until:
+        while (n_whole + n_overrun < 300 or not n_overrun or not n_whole) and time.monotonic() < until:
             size = int.from_bytes(writer.stdout.read(4), "little")
             descriptor = decode_descriptor(writer.stdout.read(size))
             reader = reader or RingReader(tmp_path, descriptor.ring)
@@ -114,7 +123,7 @@ def test_no_frame_is_torn_when_the_writer_is_faster_than_the_reader(tmp_path: Pa
         writer.wait()
         writer.stdout.close()
 
-    assert n_whole + n_overrun > 50
+    assert n_whole > 0
     assert n_overrun > 0  # the pipe lets the writer run ahead: else nothing was tested
 
 
