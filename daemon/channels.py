@@ -38,13 +38,18 @@ CHANNELS = {
 }  # fmt: skip
 
 
+def socket_file(runtime: Path, channel: str, camera: str = "") -> Path:
+    """Return the socket of `channel` under the runtime directory; it exists while the channel is served."""
+    return runtime.absolute() / CHANNELS[channel].endpoint.format(camera=camera)
+
+
 def endpoint_of(runtime: Path, channel: str, camera: str = "") -> str:
     """Return the `ipc://` endpoint of `channel` under the runtime directory.
 
     Raises:
         ConfigError: the path is longer than a Unix socket may have.
     """
-    path = runtime.absolute() / CHANNELS[channel].endpoint.format(camera=camera)
+    path = socket_file(runtime, channel, camera)
     length = len(str(path).encode())
     if length > MAX_SOCKET_PATH_BYTES:
         raise ConfigError(

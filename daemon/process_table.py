@@ -20,14 +20,14 @@ class Row:
     per_camera: bool
     port_offset: int  # from [metrics] port; cameras count on from it
     stop_order: int  # smaller stops first
-    ends_by_itself: bool  # exit 0 means finished, not failed
+    waits_for: str  # channel that must be served before its first start; "": none
     nice: int
 
 
 TABLE = (
-    #   kind       per camera  port  stops  ends   nice
-    Row("infer",   False,      1,    1,     True,  0),
-    Row("capture", True,       10,   0,     True,  0),
+    #   kind       per camera  port  stops  waits for   nice
+    Row("infer",   False,      1,    1,     "",         0),
+    Row("capture", True,       10,   0,     "control",  0),  # no frames before somebody can look at them
 )  # fmt: skip
 
 

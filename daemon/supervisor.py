@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from ..pipelines.errors import ConfigError, VisagedError
+from .channels import socket_file
 from .ledger import Ledger, ledger_path
 from .metrics import SupervisorMetrics
 from .outline import Outline
@@ -46,6 +47,7 @@ class Child:
     history: RestartHistory = field(default_factory=RestartHistory)
     popen: subprocess.Popen[bytes] | None = None
     start_at_s: float = 0.0  # when it is due, while `popen` is None
+    may_start: bool = False  # what it waited for has been there once
     exit_code: int | None = None  # set for good: finished (0) or given up (78)
 
     @property
@@ -58,9 +60,15 @@ class Supervisor:
     """Owns the child processes. Everything happens on the thread that calls `run`."""
 
     def __init__(
-        self, table: list[Process], command_of: Callable[[str], list[str]], metrics: SupervisorMetrics
+        self,
+        table: list[Process],
+        command_of: Callable[[str], list[str]],
+        is_served: Callable[[str], bool],
+        metrics: SupervisorMetrics,
     ) -> None:
+        """Run `table`; `is_served` says whether a channel is up, on which a first start may wait."""
         self._command_of = command_of
+        self._is_served = is_served
         self._metrics = metrics
         self._children = [Child(process) for process in table]
         self._drain_until_s: float | None = None
@@ -83,7 +91,7 @@ class Supervisor:
         if child.exit_code is not None:
             return
         if child.popen is None:
-            if now_s >= child.start_at_s:
+            if now_s >= child.start_at_s and self._may_start(child):
                 self._start(child)
             return
         code = child.popen.poll()
@@ -129,6 +137,11 @@ class Supervisor:
         if EXIT_CONFIG in codes or now_s > self._drain_until_s:
             return max(codes)
         return None
+
+    def _may_start(self, child: Child) -> bool:
+        channel = child.process.row.waits_for
+        child.may_start = child.may_start or not channel or self._is_served(channel)
+        return child.may_start
 
     def _start(self, child: Child) -> None:
         line = self._command_of(child.name)
@@ -229,11 +242,15 @@ def run_supervisor(outline: Outline, file: Path, metrics: SupervisorMetrics, sto
         raise ConfigError(f"{file} has no [[camera]]; add one with a name and a source")
     table = processes([camera.name for camera in outline.camera])
     parent = ["--parent", str(os.getpid())]
+
+    def is_served(channel: str) -> bool:
+        return socket_file(outline.paths.runtime, channel).exists()
+
     with lock_runtime(outline.paths.runtime):
         remove_leftovers(outline)
         begin_books(outline)
         try:
-            return Supervisor(table, lambda name: command(name, file) + parent, metrics).run(stop)
+            return Supervisor(table, lambda name: command(name, file) + parent, is_served, metrics).run(stop)
         finally:
             remove_leftovers(outline)
             close_books(outline)

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from ..daemon import toml_file
-from ..daemon.channels import endpoint_of
+from ..daemon.channels import endpoint_of, socket_file
 from ..daemon.client import Subscriber
 from ..daemon.control import ControlClient, Status
 from ..daemon.outline import Outline, load_outline
@@ -130,7 +130,7 @@ def why_silent(runtime: Path | None) -> str:
     """Return why nothing is being published, as far as it can be found out."""
     if runtime is None:
         return "nothing comes from there; is the daemon running, and the address right?"
-    if not Path(endpoint_of(runtime, "results").removeprefix("ipc://")).exists():
+    if not socket_file(runtime, "results").exists():
         return f"no daemon runs in {runtime}; start it with `visaged run`"
     try:
         with ControlClient(runtime) as daemon:

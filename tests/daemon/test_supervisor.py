@@ -60,9 +60,12 @@ class House:
         self.code: int | None = None
         self.error: VisagedError | None = None
         cameras = [name.partition("@")[2] for name in scripts if "@" in name]
-        self._supervisor = Supervisor(processes(cameras), self.command_of, self.metrics)
+        self._supervisor = Supervisor(processes(cameras), self.command_of, self.is_served, self.metrics)
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
+
+    def is_served(self, channel: str) -> bool:
+        return not (self.folder / "not-ready").exists()
 
     def command_of(self, name: str) -> list[str]:
         return [sys.executable, "-c", textwrap.dedent(self.scripts[name]), name, str(self.folder / name)]
@@ -176,6 +179,31 @@ def test_finished_cameras_and_a_drained_infer_end_with_zero(house: Callable[...,
 
     assert running.code == 0
     assert all(len(running.starts(name)) == 1 for name in running.scripts)
+
+
+def test_cameras_start_when_somebody_can_look_at_their_frames(
+    house: Callable[..., House], tmp_path: Path
+) -> None:
+    (tmp_path / "not-ready").touch()
+    running = house(infer=SERVE, capture_a=SERVE)
+    wait_until(lambda: len(running.starts("infer")) == 1)
+    time.sleep(3 * module.TICK_S)
+    early = running.starts("capture@a")
+
+    (tmp_path / "not-ready").unlink()
+    wait_until(lambda: len(running.starts("capture@a")) == 1)
+    assert early == []
+
+
+def test_a_camera_that_ran_is_restarted_also_while_infer_is_away(
+    house: Callable[..., House], tmp_path: Path
+) -> None:
+    running = house(infer=SERVE, capture_a=SERVE)
+    wait_until(lambda: len(running.starts("capture@a")) == 1)
+
+    (tmp_path / "not-ready").touch()
+    os.kill(running.starts("capture@a")[0][0], signal.SIGKILL)
+    wait_until(lambda: len(running.starts("capture@a")) == 2)
 
 
 def test_infer_is_given_time_to_drain_and_then_stopped(
