@@ -1,4 +1,4 @@
-"""Faces through the whole daemon: a real video in, names and emotions out over ZeroMQ, every frame in the book."""
+"""Faces through the whole daemon: a real video in, names and emotions out, every frame in the book."""
 
 import time
 from collections.abc import Callable

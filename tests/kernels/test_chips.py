@@ -24,9 +24,11 @@ def dlib_chip(rgb: U8, landmarks: F32, size: int, padding: float) -> U8:
 
 @pytest.fixture(scope="module")
 def face(astronaut: U8, store: ModelStore) -> F32:
+    """Landmarks."""
     boxes, _ = HogDetector().boxes(astronaut, 1.0)
     predictor = LandmarkPredictor(store.weights_file("shape_predictor_5_face_landmarks.dat"))
-    return predictor.place(astronaut, boxes[:1])[0]
+    landmarks: F32 = predictor.place(astronaut, boxes[:1])[0]
+    return landmarks
 
 
 @pytest.mark.parametrize(("size", "padding"), [(150, 0.25), (64, 0.25), (112, 0.4)])

@@ -36,7 +36,7 @@ def test_hog_and_mmod_find_the_same_face(store: ModelStore, detector: Detector, 
 
 
 def test_a_small_face_needs_a_small_minimum(store: ModelStore, detector: Detector, astronaut: U8) -> None:
-    small = cv2.resize(astronaut, None, fx=0.45, fy=0.45, interpolation=cv2.INTER_AREA)
+    small = cv2.resize(astronaut, None, fx=0.45, fy=0.45, interpolation=cv2.INTER_AREA).astype(np.uint8)
     keen = build_detector(DetectorConfig(min_face_px=40), store)
 
     assert detector.detect(small) == []
