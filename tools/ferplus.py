@@ -183,7 +183,7 @@ def _start_worker(predictor: Path, trunk: Path) -> None:
 def _see(job: tuple[int, U8], n_views: int, output: str, folder: Path) -> Path:
     """Return the file with the `(n, V, F)` outputs for the pictures of one chunk, made if it is missing."""
     start, pictures = job
-    path = folder / f"{start:06d}.npy"
+    path = folder / f"{start:06d}-{hashlib.sha256(pictures.tobytes()).hexdigest()[:12]}.npy"
     if path.exists():
         return path
     random = np.random.default_rng(start)
@@ -218,11 +218,10 @@ def see(
         jobs: processes.
         on_progress: called with the number of pictures that were just done.
     """
-    digest = hashlib.sha256(pictures.tobytes())
-    digest.update(f"jitter {JITTER_VERSION}, {output}".encode())
+    digest = hashlib.sha256(f"jitter {JITTER_VERSION}, {n_views} views, {output}".encode())
     for path in weights:
         digest.update(path.read_bytes())
-    kept = folder / f"{digest.hexdigest()[:12]}-{n_views}"
+    kept = folder / digest.hexdigest()[:12]
     kept.mkdir(parents=True, exist_ok=True)
     chunks = [(start, pictures[start : start + CHUNK]) for start in range(0, len(pictures), CHUNK)]
     done: list[F16] = []

@@ -52,6 +52,7 @@ def train_emotion(
     views: Annotated[
         int, typer.Option(min=1, max=8, help="Views of a face: one plain, others jittered.")
     ] = 2,
+    faces: Annotated[int, typer.Option(min=0, help="Learn from the first so many faces; 0: all.")] = 0,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training faces.")] = 12,
     hidden: Annotated[int, typer.Option(min=0, help="Hidden units; 0 for a linear head.")] = 128,
     seed: Annotated[int, typer.Option(help="Of weights, order and dropout.")] = 1,
@@ -70,6 +71,7 @@ def train_emotion(
     net = read_face_resnet(store.weights_file("dlib_face_recognition_resnet_model_v1.dat"))
     predictor = store.weights_file("shape_predictor_5_face_landmarks.dat")
     training, test = load_faces(data)
+    training = training.take(np.arange(len(training)) < (faces or len(training)))
     console.print(f"{len(training)} faces to learn from, {len(test)} to test with")
     features = _features(net, predictor, training, folder, views, jobs)
     tuning = tuning_part(training)

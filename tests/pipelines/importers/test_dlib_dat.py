@@ -2,7 +2,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from visaged.pipelines.errors import ModelError
 from visaged.pipelines.importers.dlib_dat import read_face_resnet, read_mmod
 from visaged.pipelines.importers.dlib_onnx import mmod_onnx

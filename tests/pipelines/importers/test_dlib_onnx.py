@@ -8,7 +8,6 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 import pytest
-
 from visaged.pipelines.errors import ModelError
 from visaged.pipelines.importers.dlib_dat import read_face_resnet, read_mmod
 from visaged.pipelines.importers.dlib_onnx import face_resnet_onnx, mmod_onnx

@@ -2,7 +2,6 @@ import math
 
 import numpy as np
 import pytest
-
 from visaged.pipelines.errors import ModelError
 from visaged.pipelines.importers.dlib_stream import DlibStream
 

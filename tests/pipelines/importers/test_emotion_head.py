@@ -2,7 +2,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from visaged.pipelines.errors import ModelError
 from visaged.pipelines.importers.emotion_head import EmotionHead, Tap, read_head, write_head
 from visaged.pipelines.model_store import HEAD_PATH

@@ -6,7 +6,6 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 import pytest
-
 from visaged.pipelines.archives import fetch
 from visaged.pipelines.errors import ModelError
 from visaged.pipelines.importers.keras_h5 import mini_xception_onnx, read_mini_xception
