@@ -10,6 +10,7 @@ from ..pipelines.detector import DetectorConfig
 from ..pipelines.ensemble import EnsembleConfig
 from ..pipelines.errors import ConfigError
 from ..pipelines.identity import IdentityConfig
+from ..pipelines.registry import NETWORKS
 from ..pipelines.tracker import TrackerConfig
 from . import toml_file
 from .outline import Outline, check_names
@@ -43,9 +44,23 @@ def load_config(path: Path | None) -> Config:
     check_names([camera.name for camera in config.camera], str(path))
     try:
         check_endpoint(config.publisher)
+        check_members(config.ensemble)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     return config
+
+
+def check_members(config: EnsembleConfig) -> None:
+    """Refuse networks that the registry does not have.
+
+    Raises:
+        ConfigError: an unknown member.
+    """
+    for name in config.members:
+        if name not in NETWORKS:
+            raise ConfigError(
+                f"[ensemble] members: no network is called {name!r}; allowed: {', '.join(NETWORKS)}"
+            )
 
 
 def find_config(given: Path | None = None) -> Config:

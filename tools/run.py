@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.progress import Progress
 
 from ..daemon import toml_file
-from ..daemon.config import load_config
+from ..daemon.config import Config, load_config
 from ..daemon.outline import prepare_folder
 from ..daemon.process_table import command
 from ..pipelines.errors import ConfigError
+from ..pipelines.model_store import ModelStore
 
 
 def run(
@@ -41,7 +44,27 @@ def run(
     if not settings.camera:
         raise ConfigError(f"{file} has no [[camera]]; add one with a name and a source")
     prepare_folder(settings.paths.runtime, "runtime")
+    import_networks(settings)
     line = command("supervisor", file)
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(line[0], line)  # the supervisor stays small: nothing imported here is carried along
+
+
+def import_networks(config: Config) -> None:
+    """Import the networks that `config` needs and the cache lacks; on a terminal with a bar.
+
+    Raises:
+        ModelError: weights are missing or corrupt, or there is no room.
+    """
+    store = ModelStore(config.paths.cache, config.paths.wheels)
+    names = [*config.ensemble.members, *(["mmod"] if config.detector.kind == "mmod" else [])]
+    missing = [name for name in names if store.cached(name) is None]
+    if not missing:
+        return
+    console = Console(stderr=True)
+    console.print(f"importing {len(missing)} networks into {config.paths.cache}, once", soft_wrap=True)
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        tasks = {name: progress.add_task(name, total=1.0) for name in missing}
+        for name in missing:
+            store.ensure(name, lambda name, fraction: progress.update(tasks[name], completed=fraction))

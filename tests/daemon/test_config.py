@@ -87,6 +87,7 @@ def test_the_outline_reads_the_same_file_and_leaves_the_rest(tmp_path: Path) -> 
         (CAMERA + '[publisher]\nendpoint = "tcp://0.0.0.0:5560"\n', "allow_plaintext_tcp"),
         ('instance = "a"\ninstance = "b"\n', r"not valid TOML: .*line 2"),
         ("[ensemble\n", r"not valid TOML: .*line 1"),
+        ('[ensemble]\nmembers = ["face-resnet", "emo"]\n', r"members: no network is called 'emo'; allowed"),
         ("camera = 3\n", r"camera \(it is 3\): expected array"),
     ],
 )  # fmt: skip
