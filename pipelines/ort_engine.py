@@ -1,10 +1,14 @@
 """Run ONNX files on ONNX Runtime's CPU provider: the embedded default. The door to onnxruntime."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+
+# Since 1.29 the wheels for Linux report to their maker unless told otherwise before they are loaded.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import onnxruntime as ort
 
 from .errors import ModelError

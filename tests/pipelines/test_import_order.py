@@ -1,7 +1,9 @@
-"""Native libraries that do not get along unless they are loaded in the right order."""
+"""Native libraries that are loaded in the right way: not crashing each other, and reporting to nobody."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 
 def test_a_large_gallery_and_the_networks_fit_into_one_process() -> None:
@@ -15,3 +17,13 @@ def test_a_large_gallery_and_the_networks_fit_into_one_process() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
 
     assert done.returncode == 0, done.stderr
+
+
+def test_the_runtime_of_the_networks_keeps_its_telemetry_off(tmp_path: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("ORT_")}
+    places = {"TMPDIR": str(tmp_path), "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    program = "import visaged.pipelines.ort_engine"
+
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment | places)
+
+    assert list(tmp_path.iterdir()) == [], "onnxruntime began a telemetry session"
