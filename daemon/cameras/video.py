@@ -77,6 +77,8 @@ class FileCamera(VideoCamera):
         Raises:
             SourceError: it is empty, cut off before its index, or no video.
         """
+        if not path.is_file():  # opening a named pipe would wait for ever
+            raise SourceError(f"camera {config.name}: {path} is no regular file; name a video or a folder")
         try:
             n_bytes = path.stat().st_size
             with path.open("rb"):

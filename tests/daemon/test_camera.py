@@ -1,5 +1,6 @@
 """The kinds of camera, on real files; streams are in test_capture.py and integration/test_rtsp.py."""
 
+import os
 import struct
 import threading
 import time
@@ -157,8 +158,10 @@ def test_a_video_cut_off_before_its_index_is_one_sentence(make_video: MakeVideo)
 def test_files_that_are_no_video_are_one_sentence_each(tmp_path: Path) -> None:
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "text.mp4").write_text("not a video" * 1000)
+    os.mkfifo(tmp_path / "pipe.mp4")
 
     for name, why in (
+        ("pipe.mp4", "is no regular file"),
         ("empty.mp4", "is empty"),
         ("text.mp4", "cannot be opened"),
         ("none.mp4", "does not exist"),

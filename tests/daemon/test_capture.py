@@ -14,12 +14,14 @@ import cv2
 import numpy as np
 import pytest
 from visaged.daemon.camera import CameraConfig
+from visaged.daemon.cameras import reader
 from visaged.daemon.capture import run_capture
 from visaged.daemon.ledger import Ledger, LedgerSnapshot, ledger_path
 from visaged.daemon.metrics import CaptureMetrics
 from visaged.daemon.outline import Outline, PathsConfig
 from visaged.daemon.ring import rings_of
 from visaged.daemon.sockets import FramesReader
+from visaged.pipelines.errors import VisagedError
 
 MakeVideo = Callable[..., Path]
 PATIENCE_S = 40.0  # the machine may be busy
@@ -120,10 +122,10 @@ def assert_balanced(book: LedgerSnapshot) -> None:
 
 def test_replay_loses_no_frame_of_a_file_however_slow_the_reader(box: Box, make_video: MakeVideo) -> None:
     box.configure(make_video(n_frames=60))
-    reader, capture = box.start_reader(ms=5), box.start_capture()
+    taker, capture = box.start_reader(ms=5), box.start_capture()
 
     assert finish(capture)[0] == 0
-    assert finish(reader)[0] == 0
+    assert finish(taker)[0] == 0
     assert box.seqs_seen() == list(range(1, 61))
     grey = [int(words[1]) for words in box.frames_seen()[:-1]]
     assert all(abs(value - 4 * n) <= 3 for n, value in enumerate(grey))  # each frame is the right one
@@ -136,9 +138,9 @@ def test_replay_waits_for_a_reader_that_is_not_there_yet(box: Box, make_video: M
     box.configure(make_video(n_frames=30))
     capture = box.start_capture()
     box.wait_for(lambda: box.book().captured > 0, "the first frame")
-    reader = box.start_reader()
+    taker = box.start_reader()
 
-    assert finish(capture)[0] == finish(reader)[0] == 0
+    assert finish(capture)[0] == finish(taker)[0] == 0
     assert box.book().published == 30
 
 
@@ -162,7 +164,7 @@ def test_replay_goes_on_after_its_reader_was_killed_with_every_slot_in_its_hands
 
 def test_a_killed_capture_is_accounted_for_and_its_ring_removed_by_the_next(box: Box) -> None:
     box.configure("synthetic:pattern?fps=200&width=160&height=120")
-    reader, first = box.start_reader(ms=1), box.start_capture()
+    taker, first = box.start_reader(ms=1), box.start_capture()
     box.wait_for(lambda: box.book().published > 20, "frames")
     first.send_signal(signal.SIGKILL)
     first.wait()
@@ -182,7 +184,7 @@ def test_a_killed_capture_is_accounted_for_and_its_ring_removed_by_the_next(box:
     assert any(seq > killed_at for seq in seqs)
     assert box.book().dropped["restart"] <= 34  # what two queues may hold
     assert list(box.shm.iterdir()) == []
-    assert reader.poll() is None  # stopping is no end of the source
+    assert taker.poll() is None  # stopping is no end of the source
 
 
 def test_live_never_waits_and_counts_what_nobody_took(box: Box) -> None:
@@ -198,9 +200,9 @@ def test_live_never_waits_and_counts_what_nobody_took(box: Box) -> None:
 
 def test_live_gives_a_slow_reader_the_newest_frames_and_counts_the_rest(box: Box) -> None:
     box.configure("synthetic:pattern?fps=100&width=160&height=120&seconds=3")
-    reader, capture = box.start_reader(ms=100), box.start_capture()
+    taker, capture = box.start_reader(ms=100), box.start_capture()
 
-    assert finish(capture)[0] == finish(reader)[0] == 0
+    assert finish(capture)[0] == finish(taker)[0] == 0
     book = box.book()
     assert_balanced(book)
     assert book.captured == 300
@@ -245,10 +247,10 @@ def test_photos_of_many_sizes_all_arrive_whole(box: Box, tmp_path: Path) -> None
     (photos / "05b.jpg").touch()
     (photos / "07b.jpg").write_bytes(b"\xff\xd8")
     box.configure(photos)
-    reader, capture = box.start_reader(ms=3), box.start_capture()
+    taker, capture = box.start_reader(ms=3), box.start_capture()
     code, err = finish(capture)
 
-    assert code == finish(reader)[0] == 0
+    assert code == finish(taker)[0] == 0
     seen = box.frames_seen()[:-1]
     assert [(int(h), int(w)) for _, _, h, w in seen] == sizes
     assert [int(value) for _, value, _, _ in seen] == [10 * n for n in range(20)]
@@ -262,10 +264,10 @@ def test_a_cut_off_video_ends_cleanly_with_one_sentence(box: Box, make_video: Ma
     path = make_video(n_frames=80)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     box.configure(path)
-    reader, capture = box.start_reader(), box.start_capture()
+    taker, capture = box.start_reader(), box.start_capture()
     code, err = finish(capture)
 
-    assert code == finish(reader)[0] == 0
+    assert code == finish(taker)[0] == 0
     assert "announces 80 frames and ends after" in err
     assert box.book().dropped["decode_error"] == 1
     assert_balanced(box.book())
@@ -447,6 +449,38 @@ def test_a_network_camera_that_goes_silent_is_opened_again(
     assert "secret" not in caplog.text
 
 
+class HangingCamera:
+    """A driver that never returns from a read, until the test ends."""
+
+    fps = 0.0
+
+    def __init__(self, release: threading.Event) -> None:
+        self._release = release
+
+    def read(self) -> None:
+        self._release.wait()
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_driver_that_hangs_again_and_again_makes_the_process_start_afresh(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = threading.Event()
+    monkeypatch.setattr(reader, "open_camera", lambda _: HangingCamera(release))
+    outline = Outline(instance="t", paths=PathsConfig(runtime=tmp_path, shm=tmp_path))
+    config = CameraConfig(name="a", source="rtsp://127.0.0.1:1/", silent_after_s=0.2, reconnect_min_s=0.01)
+    metrics = CaptureMetrics("capture@a")
+    try:
+        with pytest.raises(VisagedError, match=r"4 reads of rtsp://127\.0\.0\.1:1/ never returned"):
+            run_capture(outline, config, metrics, threading.Event())
+    finally:
+        release.set()
+
+    assert metrics.registry.get_sample_value("visaged_camera_silences_total", {"camera": "a"}) == 4
+
+
 def test_a_network_camera_that_was_switched_off_and_on_comes_back(tmp_path: Path, server: MotionJpeg) -> None:
     config = CameraConfig(
         name="a",
@@ -480,9 +514,9 @@ def test_a_video_on_a_web_server_ends_like_a_file(box: Box, make_video: MakeVide
     server.video = path.read_bytes()  # type: ignore[attr-defined]
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     box.configure(f"http://127.0.0.1:{server.server_port}/video.mp4", policy="replay")
-    reader, capture = box.start_reader(), box.start_capture()
+    taker, capture = box.start_reader(), box.start_capture()
     try:
-        assert finish(capture)[0] == finish(reader)[0] == 0
+        assert finish(capture)[0] == finish(taker)[0] == 0
     finally:
         server.shutdown()
         server.server_close()
