@@ -107,7 +107,8 @@ def accuracy_weights(accuracies: F32, q: float = 4.0) -> F32:
     Source: the validation-accuracy weights of Kim et al., "Hierarchical committee of deep CNNs", ICMI 2015.
     """
     powered = accuracies.astype(np.float64) ** q
-    return (len(powered) * powered / powered.sum()).astype(np.float32)
+    weights: F32 = (len(powered) * powered / powered.sum()).astype(np.float32)
+    return weights
 
 
 def comparable(features: F32) -> F32:

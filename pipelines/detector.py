@@ -81,14 +81,25 @@ class DlibDetector:
         ]
 
     def detect_near(self, rgb: U8, boxes: F32) -> list[Detection | None]:
-        """Return for each of `(N, 4)` expected boxes the face found there, or None."""
+        """Return for each of `(N, 4)` expected boxes the face found there, or None.
+
+        An expected box that is not finite, empty or outside of the frame gives None.
+
+        Raises:
+            ValueError: not a frame, or boxes of another shape.
+        """
         check_frame(rgb)
+        if boxes.ndim != 2 or boxes.shape[1] != 4:
+            raise ValueError(f"boxes must be (N, 4): {boxes.shape=}")
         return [self._detect_one(rgb, box) for box in boxes]
 
     def _detect_one(self, rgb: U8, expected: F32) -> Detection | None:
-        side = float(np.sqrt(max(1.0, float(np.prod(expected[2:] - expected[:2])))))
-        middle = (expected[:2] + expected[2:]) / 2
         height, width = rgb.shape[:2]
+        corners = expected.astype(np.float64)  # a wild prediction must not overflow
+        if not np.isfinite(corners).all():
+            return None
+        side = float(np.sqrt(max(1.0, float(np.prod(corners[2:] - corners[:2])))))
+        middle = (corners[:2] + corners[2:]) / 2
         low = np.clip(np.floor(middle - side * NEAR_REACH / 2), 0, [width, height]).astype(int)
         high = np.clip(np.ceil(middle + side * NEAR_REACH / 2), 0, [width, height]).astype(int)
         piece = rgb[low[1] : high[1], low[0] : high[0]]

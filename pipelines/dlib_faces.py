@@ -74,7 +74,13 @@ class LandmarkPredictor:
             ) from error
 
     def place(self, rgb: U8, boxes: F32) -> F32:
-        """Return `(N, 5, 2)` px landmarks of the faces in `(N, 4)` boxes of `rgb`."""
+        """Return `(N, 5, 2)` px landmarks of the faces in `(N, 4)` boxes of `rgb`.
+
+        Raises:
+            ValueError: boxes of another shape, or not finite.
+        """
+        if boxes.ndim != 2 or boxes.shape[1] != 4 or not np.isfinite(boxes).all():
+            raise ValueError(f"boxes must be (N, 4) and finite: {boxes.shape=}")
         marks = np.zeros((len(boxes), 5, 2), np.float32)
         for face, box in zip(marks, np.rint(boxes).astype(int), strict=True):
             left, top, right, bottom = (int(side) for side in box)

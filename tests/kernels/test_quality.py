@@ -21,7 +21,7 @@ def chip(astronaut: U8) -> U8:
 def test_the_more_blur_the_less_sharp(chip: U8) -> None:
     scores = [
         quality.sharpness(chip),
-        *(quality.sharpness(cv2.GaussianBlur(chip, (0, 0), s)) for s in (1, 3)),
+        *(quality.sharpness(cv2.GaussianBlur(chip, (0, 0), s).astype(np.uint8)) for s in (1, 3)),
     ]
 
     assert scores == sorted(scores, reverse=True)

@@ -69,6 +69,28 @@ def test_an_empty_place_gives_none_and_keeps_the_order(detector: Detector, astro
     assert found[2] is None
 
 
+@pytest.mark.parametrize(
+    "box",
+    [
+        [np.nan] * 4,
+        [-np.inf, -np.inf, np.inf, np.inf],
+        [-1e30, -1e30, 1e30, 1e30],
+        [275, 165, 170, 60],  # right of its right side
+        [200, 100, 200, 100],
+    ],
+)
+def test_an_impossible_expectation_finds_nothing(detector: Detector, astronaut: U8, box: list[float]) -> None:
+    assert detector.detect_near(astronaut, np.array([box], np.float32)) == [None]
+
+
+@pytest.mark.parametrize("shape", [(4,), (1, 3), (1, 4, 1)])
+def test_boxes_of_another_shape_are_refused(
+    detector: Detector, astronaut: U8, shape: tuple[int, ...]
+) -> None:
+    with pytest.raises(ValueError, match=r"boxes must be \(N, 4\)"):
+        detector.detect_near(astronaut, np.zeros(shape, np.float32))
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 3), (3, 2000, 3), (30, 30, 3)])
 def test_tiny_frames_have_no_faces(detector: Detector, shape: tuple[int, int, int]) -> None:
     assert detector.detect(np.zeros(shape, np.uint8)) == []
