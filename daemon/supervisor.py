@@ -11,10 +11,9 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from ..pipelines.errors import ConfigError, VisagedError
 from .channels import socket_file
@@ -31,6 +30,7 @@ from .process_table import (
     processes,
 )
 from .ring import remove_stale
+from .stall import STALLED_S, StallWatch
 
 log = logging.getLogger(__name__)
 
@@ -56,19 +56,49 @@ class Child:
         return self.process.name
 
 
+class Surroundings(Protocol):
+    """What the supervisor has to know about the daemon it runs."""
+
+    def command_of(self, name: str) -> list[str]:
+        """Return the command line of process `name`."""
+
+    def is_served(self, channel: str) -> bool:
+        """Whether `channel` is up; a first start may wait for it."""
+
+    def is_stalled(self, now_s: float) -> bool:
+        """Whether infer lives and has done nothing for too long."""
+
+    def forgive(self, now_s: float) -> None:
+        """Give infer time, for it has just been started."""
+
+
+class Daemon:
+    """The surroundings of the real processes. Owned by the supervisor."""
+
+    def __init__(self, outline: Outline, file: Path) -> None:
+        self._file = file
+        self._runtime = outline.paths.runtime
+        self._watch = StallWatch(self._runtime, [camera.name for camera in outline.camera])
+        self.is_stalled, self.forgive, self.close = (
+            self._watch.is_stalled,
+            self._watch.forgive,
+            self._watch.close,
+        )
+
+    def command_of(self, name: str) -> list[str]:
+        """Return the command line of process `name`, which is to end when we do."""
+        return [*command(name, self._file), "--parent", str(os.getpid())]
+
+    def is_served(self, channel: str) -> bool:
+        """Whether the socket of `channel` exists."""
+        return socket_file(self._runtime, channel).exists()
+
+
 class Supervisor:
     """Owns the child processes. Everything happens on the thread that calls `run`."""
 
-    def __init__(
-        self,
-        table: list[Process],
-        command_of: Callable[[str], list[str]],
-        is_served: Callable[[str], bool],
-        metrics: SupervisorMetrics,
-    ) -> None:
-        """Run `table`; `is_served` says whether a channel is up, on which a first start may wait."""
-        self._command_of = command_of
-        self._is_served = is_served
+    def __init__(self, table: list[Process], surroundings: Surroundings, metrics: SupervisorMetrics) -> None:
+        self._surroundings = surroundings
         self._metrics = metrics
         self._children = [Child(process) for process in table]
         self._drain_until_s: float | None = None
@@ -94,6 +124,10 @@ class Supervisor:
             if now_s >= child.start_at_s and self._may_start(child):
                 self._start(child)
             return
+        if child.process.row.kind == "infer" and self._surroundings.is_stalled(now_s):
+            log.error("%s has settled no frame for %.0f s and is killed", child.name, STALLED_S)
+            child.popen.kill()
+            child.popen.wait()
         code = child.popen.poll()
         if code is not None:
             child.popen = None
@@ -140,11 +174,13 @@ class Supervisor:
 
     def _may_start(self, child: Child) -> bool:
         channel = child.process.row.waits_for
-        child.may_start = child.may_start or not channel or self._is_served(channel)
+        child.may_start = child.may_start or not channel or self._surroundings.is_served(channel)
         return child.may_start
 
     def _start(self, child: Child) -> None:
-        line = self._command_of(child.name)
+        line = self._surroundings.command_of(child.name)
+        if child.process.row.kind == "infer":
+            self._surroundings.forgive(time.monotonic())
         # a session of its own: Ctrl-C on the terminal reaches only the supervisor, which stops in order
         child.popen = subprocess.Popen(line, stdin=subprocess.DEVNULL, start_new_session=True)
         self._metrics.process_up.labels(child.name).set(1)
@@ -241,16 +277,13 @@ def run_supervisor(outline: Outline, file: Path, metrics: SupervisorMetrics, sto
     if not outline.camera:
         raise ConfigError(f"{file} has no [[camera]]; add one with a name and a source")
     table = processes([camera.name for camera in outline.camera])
-    parent = ["--parent", str(os.getpid())]
-
-    def is_served(channel: str) -> bool:
-        return socket_file(outline.paths.runtime, channel).exists()
-
     with lock_runtime(outline.paths.runtime):
         remove_leftovers(outline)
         begin_books(outline)
+        daemon = Daemon(outline, file)
         try:
-            return Supervisor(table, lambda name: command(name, file) + parent, is_served, metrics).run(stop)
+            return Supervisor(table, daemon, metrics).run(stop)
         finally:
+            daemon.close()
             remove_leftovers(outline)
             close_books(outline)

@@ -1,5 +1,7 @@
 """The subscriber that users import: gaps, restarts, malformed messages, prefixes."""
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -145,6 +147,17 @@ def test_a_reader_slower_than_the_queue_sees_how_much_it_lost(runtime: Path) -> 
 
     assert subscriber.n_lost > 0
     assert len(received) + subscriber.n_lost == n
+
+
+def test_the_client_loads_only_what_it_says() -> None:
+    program = (
+        "import sys, visaged.daemon.client;\n"
+        "tops = {name.partition('.')[0] for name in sys.modules} & "
+        "{'cv2', 'prometheus_client', 'rich', 'typer', 'scipy', 'onnxruntime', 'dlib', 'psutil', 'onnx'}\n"
+        "print(tops)"
+    )
+
+    assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == "set()"
 
 
 def test_a_daemon_that_is_not_there_ends_with_the_timeout(runtime: Path) -> None:

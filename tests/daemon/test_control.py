@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 from visaged.daemon.control import Control, ControlClient, EnrolTrack, Ping, Status
-from visaged.daemon.sockets import MAX_CONTROL_BYTES, ControlSocket
+from visaged.daemon.sockets import DISCONNECT_CONTROL_BYTES, MAX_CONTROL_BYTES, ControlSocket
 from visaged.pipelines.errors import ConfigError, GalleryError, VisagedError
 
 
@@ -100,6 +100,13 @@ def test_bad_requests_get_a_sentence_and_are_counted(
     assert len(answer["sentence"]) < 300
     assert re.search(sentence, answer["sentence"])
     assert errors == [reason]
+
+
+def test_a_flood_of_bytes_is_cut_off_and_others_are_served(runtime: Path) -> None:
+    with daemon(runtime), ControlClient(runtime) as other:
+        with pytest.raises(VisagedError, match="no answer"), ControlSocket(runtime) as flooder:
+            flooder.ask(b"x" * (DISCONNECT_CONTROL_BYTES + 1), 0.3)
+        assert other.request(Ping()) == {}
 
 
 def test_a_known_op_without_handler_is_refused(runtime: Path) -> None:

@@ -59,10 +59,17 @@ class House:
         self.stop = threading.Event()
         self.code: int | None = None
         self.error: VisagedError | None = None
+        self.stall_pid: int | None = None
         cameras = [name.partition("@")[2] for name in scripts if "@" in name]
-        self._supervisor = Supervisor(processes(cameras), self.command_of, self.is_served, self.metrics)
+        self._supervisor = Supervisor(processes(cameras), self, self.metrics)
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
+
+    def is_stalled(self, now_s: float) -> bool:
+        return self.stall_pid is not None and self.starts("infer")[-1][0] == self.stall_pid
+
+    def forgive(self, now_s: float) -> None:
+        pass
 
     def is_served(self, channel: str) -> bool:
         return not (self.folder / "not-ready").exists()
@@ -204,6 +211,16 @@ def test_a_camera_that_ran_is_restarted_also_while_infer_is_away(
     (tmp_path / "not-ready").touch()
     os.kill(running.starts("capture@a")[0][0], signal.SIGKILL)
     wait_until(lambda: len(running.starts("capture@a")) == 2)
+
+
+def test_an_infer_that_settles_nothing_is_killed_and_started_again(house: Callable[..., House]) -> None:
+    running = house(infer=DEAF, capture_a=SERVE)
+    wait_until(lambda: len(running.starts("infer")) == len(running.starts("capture@a")) == 1)
+
+    running.stall_pid = running.starts("infer")[0][0]
+    wait_until(lambda: len(running.starts("infer")) == 2)
+    assert not is_alive(running.stall_pid)
+    assert len(running.starts("capture@a")) == 1
 
 
 def test_infer_is_given_time_to_drain_and_then_stopped(

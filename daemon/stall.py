@@ -1,0 +1,49 @@
+"""Notices an inference process that lives and does nothing: frames wait and none is settled."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..pipelines.errors import RingError
+from .ledger import Ledger, ledger_path
+
+STALLED_S = 30.0  # more than the longest batch and than loading the networks again after a restart
+
+
+class StallWatch:
+    """Looks into the ledgers of all cameras. Owned by the supervisor."""
+
+    def __init__(self, runtime: Path, cameras: Iterable[str]) -> None:
+        self._paths = {camera: ledger_path(runtime, camera) for camera in cameras}
+        self._ledgers: dict[str, Ledger] = {}
+        self._settled = -1
+        self._moved_s = 0.0
+
+    def is_stalled(self, now_s: float) -> bool:
+        """Whether frames have been waiting for `STALLED_S` in which not one was settled."""
+        settled, in_flight = 0, 0
+        for camera in self._paths:
+            ledger = self._ledger_of(camera)
+            if ledger is not None:
+                counts = ledger.infer_counts()
+                settled += (counts.published or 0) + sum(counts.dropped.values())
+                in_flight += counts.in_flight or 0
+        if settled != self._settled or in_flight == 0:
+            self._settled, self._moved_s = settled, now_s
+        return now_s - self._moved_s >= STALLED_S
+
+    def forgive(self, now_s: float) -> None:
+        """Begin to wait anew, because the process has just been started."""
+        self._moved_s = now_s
+
+    def close(self) -> None:
+        """Let go of the ledgers; a second call does nothing."""
+        while self._ledgers:
+            self._ledgers.popitem()[1].close()
+
+    def _ledger_of(self, camera: str) -> Ledger | None:
+        if camera not in self._ledgers:
+            try:
+                self._ledgers[camera] = Ledger.open(self._paths[camera], create=False)
+            except RingError:  # not made yet
+                return None
+        return self._ledgers[camera]
