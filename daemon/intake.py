@@ -41,32 +41,29 @@ class Intake:
         self._sockets = FramesReader(runtime, cameras)
         self._shm = shm
         self._rings: dict[str, RingReader] = {}
+        self._held: dict[str, Descriptor] = {}  # taken from the socket, for the next `take`
         self.ledgers = {camera: Ledger.open(ledger_path(runtime, camera)) for camera in cameras}
 
     def wait(self, timeout_ms: int) -> list[str]:
         """Return the cameras that have something to take, after at most `timeout_ms`."""
-        return self._sockets.wait(timeout_ms)
+        ready = self._sockets.wait(0 if self._held else timeout_ms)
+        return [*self._held, *(camera for camera in ready if camera not in self._held)]
 
     def take(self, camera: str) -> Taken | Ended | None:
         """Return the next frame of `camera` under its policy, its end, or None."""
-        ledger = self.ledgers[camera]
         newest: Descriptor | None = None
-        while (data := self._sockets.take(camera)) is not None:
-            try:
-                descriptor = decode_descriptor(data)
-            except MessageError as error:
-                log.warning("ignored a descriptor of camera %s: %s", camera, error)
-                continue
+        while (descriptor := self._next(camera)) is not None:
+            if descriptor.kind != "frame" and newest is not None:
+                self._held[camera] = descriptor  # it settles what comes before: that frame first
+                break
             if newest is not None:
-                ledger.drop_at_infer("stale")
-                newest = None
-            ledger.settle_before(descriptor.seq, descriptor.dropped_before)
+                self.ledgers[camera].drop_at_infer("stale")
+            self.ledgers[camera].settle_before(descriptor.seq, descriptor.dropped_before)
             if descriptor.end:
                 return Ended(camera, descriptor.reason)
-            if descriptor.kind == "frame":
-                newest = descriptor
-                if descriptor.policy == "replay":
-                    break
+            newest = descriptor if descriptor.kind == "frame" else None
+            if descriptor.policy == "replay":
+                break
         return self._read(camera, newest) if newest is not None else None
 
     def in_flight(self) -> int:
@@ -80,6 +77,17 @@ class Intake:
             ring.close()
         for ledger in self.ledgers.values():
             ledger.close()
+
+    def _next(self, camera: str) -> Descriptor | None:
+        """Return the oldest waiting descriptor of `camera`, or None."""
+        if camera in self._held:
+            return self._held.pop(camera)
+        while (data := self._sockets.take(camera)) is not None:
+            try:
+                return decode_descriptor(data)
+            except MessageError as error:
+                log.warning("ignored a descriptor of camera %s: %s", camera, error)
+        return None
 
     def _read(self, camera: str, descriptor: Descriptor) -> Taken | None:
         try:
