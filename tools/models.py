@@ -10,7 +10,7 @@ from rich.table import Table
 
 from ..daemon.outline import default_cache
 from ..pipelines.model_store import ModelStore
-from ..pipelines.registry import DETECTORS, NETWORKS, Network
+from ..pipelines.registry import DETECTORS, NETWORKS, DetectorNetwork, Network
 
 app = typer.Typer(
     help="Import the networks, and say what they are and who may use them.", no_args_is_help=True
@@ -39,16 +39,25 @@ def import_models(cache: CacheOption = None, wheels: WheelsOption = None) -> Non
 def list_models(cache: CacheOption = None, wheels: WheelsOption = None) -> None:
     """Print every network: outputs, source, licence, and whether it is imported already."""
     store = ModelStore(cache or default_cache(), wheels)
-    table = Table(title="Networks", show_lines=True)
-    for heading in ("name", "outputs", "licence", "source", "trained on", "imported"):
-        table.add_column(heading, overflow="fold")
-    for network in (*NETWORKS.values(), *DETECTORS.values()):
-        outputs = (
-            ", ".join(f"{output.name} {output.dim}" for output in network.outputs)
-            if isinstance(network, Network)
-            else "scores"
-        )
-        licence = f"{network.licence}. {network.licence_note}"
-        is_cached = "yes" if store.cached(network.name) else "no"
-        table.add_row(network.name, outputs, licence, network.source, network.trained_on, is_cached)
-    Console().print(table)
+    rows: list[Network | DetectorNetwork] = [*NETWORKS.values(), *DETECTORS.values()]
+    console = Console()
+    for row in rows:
+        table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+        table.add_column(style="dim")
+        table.add_column(overflow="fold")
+        table.add_row("outputs", _outputs(row))
+        table.add_row("licence", f"{row.licence}. {row.licence_note}")
+        table.add_row("source", row.source)
+        table.add_row("trained on", row.trained_on)
+        table.add_row("imported", str(store.cached(row.name) or "not yet; `visaged models import` does it"))
+        console.print(f"[bold]{row.name}[/bold]")
+        console.print(table)
+
+
+def _outputs(row: Network | DetectorNetwork) -> str:
+    if not isinstance(row, Network):
+        return "a map of face scores"
+    return "; ".join(
+        f"{output.name} ({', '.join(output.classes) if output.classes else output.dim})"
+        for output in row.outputs
+    )

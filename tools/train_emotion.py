@@ -120,18 +120,21 @@ def fit_head(
             inputs = torch.from_numpy(_standardise(features[batch[:, 0], batch[:, 1]], mean, spread))
             wanted = torch.from_numpy(targets[batch[:, 0]])
             optimiser.zero_grad()
-            torch.nn.functional.cross_entropy(layers(inputs), wanted).backward()
+            loss = torch.nn.functional.cross_entropy(layers(inputs), wanted)
+            loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             slope.step()
         layers.eval()
         with torch.no_grad():
             logits: F32 = layers(torch.from_numpy(held)).numpy()
         temperature = fit_temperature(logits, held_targets)
-        loss = log_loss(logits / np.float32(temperature), held_targets)
+        held_loss = log_loss(logits / np.float32(temperature), held_targets)
         accuracy = float((logits.argmax(axis=1) == held_targets.argmax(axis=1)).mean())
-        console.print(f"epoch {epoch}: log loss {loss:.4f}, accuracy {accuracy:.3f}, T {temperature:.2f}")
-        if loss < best_loss:
-            best_loss, best = loss, _fold(layers, mean, spread, temperature)
+        console.print(
+            f"epoch {epoch}: log loss {held_loss:.4f}, accuracy {accuracy:.3f}, T {temperature:.2f}"
+        )
+        if held_loss < best_loss:
+            best_loss, best = held_loss, _fold(layers, mean, spread, temperature)
     return best
 
 
