@@ -64,17 +64,22 @@ def fuse_vote(p: F32, knows: Bool, weights: F32 | None = None) -> F32:
     return _normalised(votes / max(float(w.sum()), 1e-12) + np.float32(1e-3) * fuse_sum(p, knows, weights))
 
 
-def disagreement(p: F32) -> F32:
+def disagreement(p: F32, knows: Bool) -> F32:
     """Return `(N,)` the Jensen-Shannon divergence between the members in [0, 1]; 0 when all say the same.
+
+    Only the classes that every member knows are compared: silence is not another opinion.
 
     It is the entropy of the mean less the mean of the entropies, base 2, divided by log2 E so that
     members that are sure of E different classes give 1.
 
     Source: Lin, "Divergence measures based on the Shannon entropy", IEEE Trans. Inf. Theory 1991.
     """
-    if len(p) < 2:
+    common = knows.all(axis=0)
+    if len(p) < 2 or not common.any():
         return np.zeros(p.shape[1], np.float32)
-    divergence = _entropy(p.mean(axis=0)) - _entropy(p).mean(axis=0)
+    shared = p[..., common]
+    shared = shared / np.maximum(shared.sum(axis=-1, keepdims=True), 1e-12)
+    divergence = _entropy(shared.mean(axis=0)) - _entropy(shared).mean(axis=0)
     bounded: F32 = np.clip(divergence / np.log2(len(p)), 0, 1).astype(np.float32)
     return bounded
 

@@ -22,4 +22,4 @@ class Fuser:
     def fuse(self, outputs: Outputs) -> tuple[F32, F32]:
         """Return `(N, K)` fused probabilities and the members' `(N,)` disagreement in [0, 1]."""
         p = fusion.probabilities(outputs.logits, outputs.knows)
-        return self._rule(p, outputs.knows), fusion.disagreement(p)
+        return self._rule(p, outputs.knows), fusion.disagreement(p, outputs.knows)

@@ -70,10 +70,28 @@ def test_weights_can_silence_a_member() -> None:
         assert rule(p, ALL, np.array([0.0, 1.0], np.float32))[0].argmax() == 1
 
 
-def test_disagreement_is_0_for_the_same_answer_and_1_for_sure_and_different_ones() -> None:
-    assert fusion.disagreement(members([0.3, 0.7], [0.3, 0.7])) == pytest.approx([0.0], abs=1e-6)
-    assert fusion.disagreement(members([1.0, 0.0], [0.0, 1.0])) == pytest.approx([1.0])
-    assert fusion.disagreement(members([1.0, 0.0, 0], [0.0, 1.0, 0], [0, 0, 1.0])) == pytest.approx([1.0])
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([[0.3, 0.7], [0.3, 0.7]], 0.0),
+        ([[1.0, 0.0], [0.0, 1.0]], 1.0),
+        ([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]], 1.0),
+    ],
+)
+def test_disagreement_goes_from_the_same_answer_to_sure_and_different_ones(
+    rows: list[list[float]], expected: float
+) -> None:
+    p = members(*rows)
+
+    assert fusion.disagreement(p, np.ones((len(p), p.shape[2]), bool)) == pytest.approx([expected], abs=1e-6)
+
+
+def test_a_class_one_member_does_not_know_is_no_disagreement() -> None:
+    knows = np.array([[True, True, False], [True, True, True]])
+
+    assert fusion.disagreement(members([0.5, 0.5, 0.0], [0.2, 0.2, 0.6]), knows) == pytest.approx(
+        [0.0], abs=1e-6
+    )
 
 
 @given(arrays(np.float32, (3, 2, 4), elements=st.floats(-20, 20, width=32)))
@@ -85,7 +103,8 @@ def test_every_rule_gives_probabilities(logits: F32) -> None:
         fused = rule(p, knows)
         assert fused.sum(axis=1) == pytest.approx([1.0, 1.0], abs=1e-5)
         assert (fused >= 0).all()
-    assert ((fusion.disagreement(p) >= 0) & (fusion.disagreement(p) <= 1)).all()
+    apart = fusion.disagreement(p, knows)
+    assert ((apart >= 0) & (apart <= 1)).all()
 
 
 def test_a_cascade_makes_members_of_any_scale_comparable() -> None:
