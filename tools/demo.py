@@ -29,7 +29,7 @@ from ..daemon.config import find_config
 from ..daemon.ledger import LedgerSnapshot
 from ..daemon.outline import PathsConfig
 from ..pipelines.ensemble import EnsembleConfig
-from ..pipelines.errors import SourceError, VisagedError
+from ..pipelines.errors import PhotoError, SourceError, VisagedError
 from ..pipelines.message import CameraEnded, FaceFrame, Result
 from ..pipelines.model_store import ModelStore
 from .demo_material import PORTRAIT_NAME, DemoMaterial, compose_lounge, gather
@@ -54,6 +54,10 @@ def demo(
     seconds: Annotated[
         float | None, typer.Option(min=1, help="Stop after so long; else Ctrl-C, or 20 s in a pipe.")
     ] = None,
+    person: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=PHOTO, enrolled before the start; may be given several times."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the video and the contact sheet.")] = Path(
         "demo-output"
     ),
@@ -67,7 +71,7 @@ def demo(
 
     Examples:
       visaged demo
-      visaged demo --source /dev/video0
+      visaged demo --source /dev/video0 --person "Ada Lovelace=ada.jpg"
       visaged demo --source party.mp4 --seconds 60
     """
     console = Console()
@@ -81,6 +85,7 @@ def demo(
             with console.status("fetching the demo's material (once)"):
                 material = gather(paths.cache, paths.wheels)
             plan = own_cameras(material, limit_s, Path(folder))
+        plan.people.update(named_person(words) for words in person or [])
         import_networks(ModelStore(paths.cache, paths.wheels), console)
         watched = run_plan(plan, paths, out, console)
     for line in watched.lines():
@@ -109,6 +114,18 @@ def named_source(source: str, limit_s: float | None) -> Plan:
     if camera.kind in (SourceKind.DEVICE, SourceKind.PATH) and not Path(source).expanduser().exists():
         raise SourceError(f"{source} does not exist; name a camera, a video file, a folder or an rtsp:// URL")
     return Plan([camera], {}, limit_s)
+
+
+def named_person(words: str) -> tuple[str, Path]:
+    """Return name and photo of `NAME=PHOTO`.
+
+    Raises:
+        PhotoError: it has another form, or there is no such photo.
+    """
+    name, _, photo = words.partition("=")
+    if not name or not Path(photo).expanduser().is_file():
+        raise PhotoError(f"--person {words!r} names no photo; write it as NAME=PHOTO with a file that exists")
+    return name, Path(photo).expanduser()
 
 
 def own_cameras(material: DemoMaterial, limit_s: float | None, folder: Path) -> Plan:

@@ -42,7 +42,7 @@ SMALL, NORMAL = 0.40, 0.50  # font scale; 0.40 is about 12 px high with cv2's fo
 DASH_PX = 6.0
 PAD_PX = 4
 LINE_PX = 15
-GAP_S = 0.5  # a longer stretch without an emotion stays dark in a strip
+GAP_S = 0.5
 
 
 def annotate(rgb: U8, result: FaceFrame, *, width: int = 640) -> U8:
@@ -161,7 +161,12 @@ def contact_sheet(title: str, moments: Sequence[Moment], *, columns: int = 4, ti
 
 
 def emotion_strip(
-    title: str, samples: Sequence[tuple[float, Sequence[float]]], span_s: float, *, size: tuple[int, int]
+    title: str,
+    samples: Sequence[tuple[float, Sequence[float]]],
+    span_s: float,
+    *,
+    size: tuple[int, int],
+    gap_s: float = GAP_S,
 ) -> U8:
     """Return emotions over time as stacked bands, with a legend and seconds below.
 
@@ -170,13 +175,12 @@ def emotion_strip(
         samples: seconds since the start and probabilities in the order of `EMOTIONS`, oldest first.
         span_s: seconds from the left edge to the right one, > 0.
         size: width and height of the picture in px.
-
-    A stretch without samples (half a second or more) stays dark: nobody was there to read.
+        gap_s: a column farther than this from every sample stays dark: nobody was there to read.
     """
     width, height = size
     strip: U8 = np.full((height, width, 3), PAPER, dtype=np.uint8)
     left, right, top, bottom = 8, width - 8, 24, height - 18
-    _paint_bands(strip[top:bottom, left:right], samples, span_s)
+    _paint_bands(strip[top:bottom, left:right], samples, span_s, gap_s)
     _text(strip, title, (left, 16), INK, SMALL)
     x = right
     for label in reversed(EMOTIONS):
@@ -195,7 +199,9 @@ def emotion_strip(
     return strip
 
 
-def _paint_bands(area: U8, samples: Sequence[tuple[float, Sequence[float]]], span_s: float) -> None:
+def _paint_bands(
+    area: U8, samples: Sequence[tuple[float, Sequence[float]]], span_s: float, gap_s: float
+) -> None:
     """Fill `area` `(H, W, 3)`, a view: column by column, one band per emotion, neutral at the bottom."""
     if not samples:
         return
@@ -209,7 +215,7 @@ def _paint_bands(area: U8, samples: Sequence[tuple[float, Sequence[float]]], spa
     heights = (np.arange(height, 0, -1) - 0.5) / height  # 1 at the top, 0 at the bottom
     bands = (heights[:, None, None] > edges[None]).sum(axis=-1)  # (H, W)
     palette = np.array([EMOTION_COLOURS[label] for label in EMOTIONS], dtype=np.uint8)
-    is_known = np.abs(times[nearest] - at) < GAP_S
+    is_known = np.abs(times[nearest] - at) < gap_s
     area[:, is_known] = palette[bands[:, is_known]]
 
 

@@ -15,15 +15,17 @@ import numpy.typing as npt
 
 from ..pipelines.errors import SourceError
 from ..pipelines.message import FaceFrame
-from .drawing import PAPER, Moment, annotate, contact_sheet, emotion_strip, fit
-from .tally import Mood, main_face
+from .drawing import GAP_S, PAPER, Moment, annotate, contact_sheet, emotion_strip, fit
+from .tally import main_face
 
+F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
 
 VIDEO_FPS = 15  # enough to see what happens, and the cores belong to the daemon
 STRIP_HEIGHT = 132
 STRIP_EVERY_NS = 500_000_000  # the strip is redrawn this often
 MOMENTS_KEPT = 24
+STRETCHES_KEPT = 600
 PANEL_WIDTH = 640
 
 
@@ -56,6 +58,43 @@ class Moments:
         return [self.pictures[i][1] for i in picks]
 
 
+class MoodHistory:
+    """Emotions over a time whose length is not known in advance: means over short, even stretches.
+
+    When there are too many stretches they are joined in pairs, so drawing a day costs what drawing a
+    minute does.
+    """
+
+    def __init__(self) -> None:
+        self.stretch_s = 0.1
+        self._sums: dict[int, tuple[F32, int]] = {}  # stretch -> sum of probabilities, how many
+
+    def add(self, at_s: float, probabilities: Sequence[float]) -> None:
+        """Count one face's `probabilities` at `at_s`."""
+        self._count(int(at_s / self.stretch_s), np.array(probabilities, dtype=np.float32), 1)
+        if len(self._sums) > STRETCHES_KEPT:
+            self.stretch_s *= 2
+            old, self._sums = self._sums, {}
+            for stretch, (total, n) in old.items():
+                self._count(stretch // 2, total, n)
+
+    @property
+    def end_s(self) -> float:
+        """Where the last stretch ends; 0 when there is none."""
+        return (max(self._sums) + 1) * self.stretch_s if self._sums else 0.0
+
+    def samples(self) -> list[tuple[float, list[float]]]:
+        """Return the middle of every stretch and its mean probabilities, oldest first."""
+        return [
+            ((stretch + 0.5) * self.stretch_s, (total / n).tolist())
+            for stretch, (total, n) in sorted(self._sums.items())
+        ]
+
+    def _count(self, stretch: int, total: F32, n: int) -> None:
+        before = self._sums.get(stretch)
+        self._sums[stretch] = (total, n) if before is None else (before[0] + total, before[1] + n)
+
+
 class Recorder:
     """Draws results on their frames and writes the video as they come."""
 
@@ -66,7 +105,7 @@ class Recorder:
         self._panels: dict[str, U8 | None] = dict.fromkeys(cameras)
         self._moments = {camera: Moments() for camera in cameras}
         self._drawn_ns: dict[str, int] = {}
-        self._moods: list[Mood] = []
+        self._moods = MoodHistory()
         self._span_s = span_s
         self._start_ns = self._next_ns = self._strip_ns = 0
         self._strip: U8 | None = None
@@ -88,8 +127,7 @@ class Recorder:
             self._moments[camera].add(now_ns, Moment(panel, self._caption(result)))
         face = main_face(result.faces)
         if face is not None and camera == next(iter(self._panels)):
-            at_s = (now_ns - self._start_ns) / 1e9
-            self._moods.append(Mood(at_s, tuple(face.emotion.probabilities)))
+            self._moods.add((now_ns - self._start_ns) / 1e9, face.emotion.probabilities)
         self._advance(now_ns)
 
     def close(self) -> Path | None:
@@ -141,9 +179,10 @@ class Recorder:
 
     def _draw_strip(self, width: int) -> U8:
         camera = next(iter(self._panels))
-        span_s = max(self._span_s, self._moods[-1].at_s if self._moods else 0.0)
-        samples = [(mood.at_s, mood.probabilities) for mood in self._moods]
-        return emotion_strip(f"{camera}: emotions", samples, span_s, size=(width, STRIP_HEIGHT))
+        span_s = max(self._span_s, self._moods.end_s)
+        gap_s = max(GAP_S, 1.5 * self._moods.stretch_s)
+        samples, size = self._moods.samples(), (width, STRIP_HEIGHT)
+        return emotion_strip(f"{camera}: emotions", samples, span_s, size=size, gap_s=gap_s)
 
     def _open(self, picture: U8) -> cv2.VideoWriter:
         make_folder(self.path.parent)

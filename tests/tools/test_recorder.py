@@ -9,7 +9,15 @@ import pytest
 from visaged.pipelines.errors import SourceError
 from visaged.pipelines.message import EMOTIONS, Emotion, Face, FaceFrame
 from visaged.tools.drawing import Moment
-from visaged.tools.recorder import MOMENTS_KEPT, Moments, Recorder, stack_panels, write_png
+from visaged.tools.recorder import (
+    MOMENTS_KEPT,
+    STRETCHES_KEPT,
+    Moments,
+    MoodHistory,
+    Recorder,
+    stack_panels,
+    write_png,
+)
 
 U8 = npt.NDArray[np.uint8]
 MS = 1_000_000
@@ -115,6 +123,19 @@ def test_moments_stay_few_and_even_however_long_it_runs() -> None:
     assert times[0] == 0
     assert max(np.diff(times)) < 2.1 * min(np.diff(times))
     assert moments.spread(3)[0].caption == "0"
+
+
+def test_moods_of_hours_stay_few_and_keep_their_time_and_mean() -> None:
+    moods = MoodHistory()
+
+    for tenth in range(36_000):  # an hour
+        moods.add(tenth / 10, [1.0, 0.0] if tenth < 18_000 else [0.25, 0.75])
+
+    samples = moods.samples()
+    assert STRETCHES_KEPT / 3 < len(samples) <= STRETCHES_KEPT
+    assert moods.end_s == pytest.approx(3600, abs=moods.stretch_s)
+    assert samples[3][1] == [1.0, 0.0]
+    assert samples[-3][1] == [0.25, 0.75]
 
 
 def test_panels_of_different_height_are_centred() -> None:
