@@ -50,8 +50,11 @@ class Detector(Protocol):
     def detect(self, rgb: U8) -> list[Detection]:
         """Return the faces of a whole `(H, W, 3)` uint8 frame, most confident first."""
 
-    def detect_near(self, rgb: U8, boxes: F32) -> list[Detection | None]:
-        """Return for each of `(N, 4)` expected boxes the face found there, or None."""
+    def detect_near(self, rgb: U8, boxes: F32, reach: F32 | None = None) -> list[Detection | None]:
+        """Return for each of `(N, 4)` expected boxes the face found there, or None.
+
+        `reach` `(N,)` says how far each may have moved on, in units of its side; None: it has not.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +83,8 @@ class DlibDetector:
             Detection(box, float(score), face) for box, score, face in zip(boxes, scores, marks, strict=True)
         ]
 
-    def detect_near(self, rgb: U8, boxes: F32) -> list[Detection | None]:
-        """Return for each of `(N, 4)` expected boxes the face found there, or None.
+    def detect_near(self, rgb: U8, boxes: F32, reach: F32 | None = None) -> list[Detection | None]:
+        """Return for each of `(N, 4)` expected boxes the face found there, or None; see `Detector`.
 
         An expected box that is not finite, empty or outside of the frame gives None.
 
@@ -91,17 +94,19 @@ class DlibDetector:
         check_frame(rgb)
         if boxes.ndim != 2 or boxes.shape[1] != 4:
             raise ValueError(f"boxes must be (N, 4): {boxes.shape=}")
-        return [self._detect_one(rgb, box) for box in boxes]
+        reaches = [0.0] * len(boxes) if reach is None else reach.tolist()
+        return [self._detect_one(rgb, box, far) for box, far in zip(boxes, reaches, strict=True)]
 
-    def _detect_one(self, rgb: U8, expected: F32) -> Detection | None:
+    def _detect_one(self, rgb: U8, expected: F32, reach: float) -> Detection | None:
         height, width = rgb.shape[:2]
         corners = expected.astype(np.float64)  # a wild prediction must not overflow
         if not np.isfinite(corners).all():
             return None
         side = float(np.sqrt(max(1.0, float(np.prod(corners[2:] - corners[:2])))))
         middle = (corners[:2] + corners[2:]) / 2
-        low = np.clip(np.floor(middle - side * NEAR_REACH / 2), 0, [width, height]).astype(int)
-        high = np.clip(np.ceil(middle + side * NEAR_REACH / 2), 0, [width, height]).astype(int)
+        around = side * (NEAR_REACH / 2 + reach)
+        low = np.clip(np.floor(middle - around), 0, [width, height]).astype(int)
+        high = np.clip(np.ceil(middle + around), 0, [width, height]).astype(int)
         piece = rgb[low[1] : high[1], low[0] : high[0]]
         if piece.size == 0:
             return None
@@ -109,10 +114,13 @@ class DlibDetector:
         if not len(found):
             return None
         found = found + np.tile(low, 2).astype(np.float32)
-        overlap = iou(expected[None], found)[0]
-        best = int(overlap.argmax())
-        if overlap[best] < NEAR_IOU:
-            return None
+        if reach:  # it may be anywhere in the piece: the surest; whose face it is, the tracker decides
+            best = int(scores.argmax())
+        else:
+            overlap = iou(expected[None], found)[0]
+            best = int(overlap.argmax())
+            if overlap[best] < NEAR_IOU:
+                return None
         marks = self.landmarks.place(rgb, found[best : best + 1])[0]
         return Detection(found[best], float(scores[best]), marks)
 

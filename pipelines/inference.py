@@ -160,7 +160,8 @@ class InferencePipeline:
         chosen = sorted(tracks, key=need)[: self._detector_config.near_per_frame]
         if not chosen:
             return set()
-        found = self.detector.detect_near(frame.rgb, np.stack([track.box for track in chosen]))
+        reach = np.array([view.tracker.reach(track.id) for track in chosen], np.float32)
+        found = self.detector.detect_near(frame.rgb, np.stack([track.box for track in chosen]), reach)
         view.tracker.update({t.id: d for t, d in zip(chosen, found, strict=True)})
         return {t.id for t, d in zip(chosen, found, strict=True) if d is not None}
 

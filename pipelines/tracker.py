@@ -27,6 +27,7 @@ HISTORY = 128  # frames; a full-frame detection that arrives later than this is 
 FADING = 0.8  # of the sum of scores, per hit
 MIN_SIDE_PX = 4.0
 MAX_REACH = 1.5  # faces a detection may lie from where it was expected
+NEAR_ENOUGH = 0.25  # faces of error that a search around the box forgives anyway
 MAX_GROWTH = 0.6  # natural logarithm of the change of width or height
 SWALLOWED = 0.75  # share of the smaller box inside the larger from which both are one face
 REDISCOVERED_S = 0.3  # hidden for longer: look who it is
@@ -216,6 +217,18 @@ class Tracker:
     def remembers(self, track_id: int) -> bool:
         """Return whether this track is followed, or lost so recently that its id may come back."""
         return track_id in self._states or self._appearances.knows(track_id)
+
+    def reach(self, track_id: int) -> float:
+        """Return how far from its box a face may be, in units of its side: where else to look for it.
+
+        0 once the speed is known. A face that a late scan has found only once has moved on since.
+        """
+        state = self._states.get(track_id)
+        if state is None or state.hits > 1 or state.misses > 1:
+            return 0.0
+        motion = state.motion
+        std = float(np.sqrt(max(motion.pp[0], motion.pp[1]))) / _side(motion)
+        return float(np.clip(2 * std - NEAR_ENOUGH, 0.0, MAX_REACH))
 
     def wants_embedding(self, track_id: int) -> bool:
         """Return whether an embedding of this track, now, would help to settle who it is."""

@@ -166,6 +166,19 @@ def test_redetection_between_scans_is_not_undone_by_a_late_scan() -> None:
     assert track.box[0] == pytest.approx(340, abs=3)
 
 
+def test_a_face_found_once_is_looked_for_farther_away_until_its_speed_is_known() -> None:
+    tracker = Tracker(TrackerConfig())
+    for seq in range(1, 6):
+        tracker.predict(seq, seq * FRAME_NS)
+    tracker.update([face(100)], seq=1)
+    assert tracker.reach(1) > 0.5
+
+    tracker.update({1: face(148)})
+    tracker.predict(6, 6 * FRAME_NS)
+    assert tracker.reach(1) == 0
+    assert tracker.tracks()[0].box[0] == pytest.approx(160, abs=5)
+
+
 def test_a_late_scan_that_missed_a_face_seen_since_does_not_hide_it() -> None:
     tracker = Tracker(TrackerConfig())
     tracker.predict(1, FRAME_NS)
