@@ -54,7 +54,9 @@ class Inference:
         for camera in config.camera:
             self._pipeline.add_camera(camera.name, identify=camera.identity, feel=camera.emotion)
         self._scanner = Scanner(self._pipeline)
-        self._intake = Intake(names, paths.runtime, paths.shm)
+        self._intake = Intake(
+            names, paths.runtime, paths.shm, lambda camera: metrics.malformed.labels(camera).inc()
+        )
         self._publisher = Publisher(paths.runtime, config.publisher)
         self._control = Control(paths.runtime, lambda why: metrics.control_errors.labels(why).inc())
         self._control.handle(EnrolTrack, self._enrol_track)
@@ -73,8 +75,6 @@ class Inference:
         deadline = time.monotonic() + DRAIN_S
         while self._open and time.monotonic() < deadline and self._intake.in_flight() > 0:
             self._step()
-        for camera, ledger in self._intake.ledgers.items():
-            log.info("camera %s: %s", camera, ledger.snapshot())
 
     def close(self) -> None:
         """Let go of sockets, rings, engines and gallery."""

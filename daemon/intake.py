@@ -1,6 +1,7 @@
 """Where frames enter the inference process: descriptors in, whole frames out, every one accounted for."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,9 +38,17 @@ class Intake:
     Policy `replay`: every frame is taken, in order.
     """
 
-    def __init__(self, cameras: list[str], runtime: Path, shm: Path) -> None:
+    def __init__(
+        self,
+        cameras: list[str],
+        runtime: Path,
+        shm: Path,
+        on_malformed: Callable[[str], None] = lambda camera: None,
+    ) -> None:
+        """Connect to `cameras`; `on_malformed` is called with the camera of a message that is no descriptor."""
         self._sockets = FramesReader(runtime, cameras)
         self._shm = shm
+        self._on_malformed = on_malformed
         self._rings: dict[str, RingReader] = {}
         self._held: dict[str, Descriptor] = {}  # taken from the socket, for the next `take`
         self.ledgers = {camera: Ledger.open(ledger_path(runtime, camera)) for camera in cameras}
@@ -86,6 +95,7 @@ class Intake:
             try:
                 return decode_descriptor(data)
             except MessageError as error:
+                self._on_malformed(camera)
                 log.warning("ignored a descriptor of camera %s: %s", camera, error)
         return None
 

@@ -221,6 +221,12 @@ class InferMetrics(Metrics):
         self.faces = prometheus.Counter(
             "visaged_faces_total", "Faces published.", ["camera"], registry=registry
         )
+        self.malformed = prometheus.Counter(
+            "visaged_descriptors_malformed_total",
+            "Messages on the socket of a camera that are no frame descriptors.",
+            ["camera"],
+            registry=registry,
+        )
         self.subscribers = prometheus.Gauge(
             "visaged_subscribers",
             "Subscriptions held by clients; one that follows two cameras counts twice.",
