@@ -137,7 +137,7 @@ class Enrolment:
         if looks_like.state == "known":
             warning = (
                 f"looks like {looks_like.person}, who is enrolled (distance {looks_like.distance:.2f}); "
-                f"if they are one person, merge them, else use `visaged reject {looks_like.person!r}`"
+                f"if they are one person, merge them, else `visaged reject {looks_like.person!r} PHOTO`"
             )
         elif face.quality < POOR_QUALITY:
             warning = f"poor view (quality {face.quality:.2f}); a sharper, frontal photo would help"
