@@ -45,7 +45,7 @@ class Intake:
         shm: Path,
         on_malformed: Callable[[str], None] = lambda camera: None,
     ) -> None:
-        """Connect to `cameras`; `on_malformed` is called with the camera of a message that is no descriptor."""
+        """Connect to `cameras`; `on_malformed` hears of which camera a message was no descriptor."""
         self._sockets = FramesReader(runtime, cameras)
         self._shm = shm
         self._on_malformed = on_malformed
