@@ -29,12 +29,12 @@ class IdentityConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """How much farther than `known_distance` a track that has a name may drift before it loses it."""
     evidence: Annotated[int, Meta(ge=1, le=100)] = 5
     """Embeddings of a track that are averaged before comparing."""
-    min_quality: Annotated[float, Meta(ge=0, le=1)] = 0.2
+    min_quality: Annotated[float, Meta(ge=0, le=1)] = 0.1
     """Quality below which an embedding is used only when a track has no better one."""
     stranger_distance: Distance = 0.42
     """Distance below which an unknown face is a stranger seen before; small, so that strangers are rather
     split than mixed."""
-    stranger_quality: Annotated[float, Meta(ge=0, le=1)] = 0.3
+    stranger_quality: Annotated[float, Meta(ge=0, le=1)] = 0.2
     """Quality from which an unknown face is given a number."""
     stranger_ttl_s: Annotated[float, Meta(ge=0)] = 86_400.0
     """Seconds after which a stranger who was not seen again is deleted."""
