@@ -43,7 +43,7 @@ PIPE_SECONDS = 20.0  # when nobody is there to press Ctrl-C
 CLIP_SECONDS = 20.0
 START_S = 120.0  # until the first result; networks are loaded meanwhile
 LINES_EVERY_S = 2.0  # in a pipe, per camera
-LOUNGE_WIDTH, LOUNGE_HEIGHT = 1280, 720
+LOUNGE_WIDTH, LOUNGE_HEIGHT = 960, 540  # two cores serve both cameras and draw the pictures
 DRAIN_S = 0.5  # results still on their way when the daemon has stopped
 
 

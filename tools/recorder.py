@@ -26,7 +26,7 @@ STRIP_HEIGHT = 132
 STRIP_EVERY_NS = 500_000_000  # the strip is redrawn this often
 MOMENTS_KEPT = 24
 STRETCHES_KEPT = 600
-PANEL_WIDTH = 640
+PANEL_WIDTH, TILE_WIDTH = 640, 400
 
 
 @dataclass(slots=True)
@@ -124,7 +124,8 @@ class Recorder:
         self._panels[camera] = panel
         self._drawn_ns[camera] = now_ns
         if self._moments[camera].is_due(now_ns):
-            self._moments[camera].add(now_ns, Moment(panel, self._caption(result)))
+            tile = annotate(rgb, result, width=TILE_WIDTH)  # drawn small, so that its text is not shrunk
+            self._moments[camera].add(now_ns, Moment(tile, self._caption(result)))
         face = main_face(result.faces)
         if face is not None and camera == next(iter(self._panels)):
             self._moods.add((now_ns - self._start_ns) / 1e9, face.emotion.probabilities)
@@ -150,7 +151,7 @@ class Recorder:
         moments = [m for kept in self._moments.values() for m in kept.spread(per_camera)]
         if not moments:
             return None
-        sheet = contact_sheet(title, moments)
+        sheet = contact_sheet(title, moments, tile_width=TILE_WIDTH)
         strip, _ = fit(self._draw_strip(sheet.shape[1]), sheet.shape[1])
         write_png(path, np.concatenate([sheet, strip], axis=0))
         return path
