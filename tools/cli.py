@@ -47,6 +47,13 @@ COMMANDS = (
     Command("check-config", SET_UP, "check_config", "check_config", "Check the configuration file."),
     Command("models", SET_UP, "models", "app", "Import and list the networks."),
     Command("train-emotion", SET_UP, "train_emotion", "train_emotion", "Train the small emotion head."),
+    Command(
+        "evaluate-emotion",
+        SET_UP,
+        "evaluate_emotion",
+        "evaluate_emotion",
+        "Measure the emotion members on FER+.",
+    ),
     Command("schema", SET_UP, "schema", "schema", "Print the JSON Schema of the results."),
     Command("version", SET_UP, "version", "version", "Print the version."),
 )

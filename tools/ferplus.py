@@ -126,6 +126,11 @@ class Aligner:
         distance = float(np.linalg.norm(marks - USUAL_LANDMARKS, axis=1).mean())
         return marks if is_found or distance < FAR else USUAL_LANDMARKS
 
+    def enlarged(self, picture: U8) -> tuple[U8, F32]:
+        """Return the face as a small frame, `(256, 256, 3)`, and its `(5, 2)` px landmarks there."""
+        marks = self.landmarks(picture)
+        return _enlarge(picture, cv2.BORDER_REPLICATE), (marks * FACE_PX + BORDER_PX).astype(np.float32)
+
     def chips(self, picture: U8, n_views: int, random: np.random.Generator) -> list[U8]:
         """Return the plain chip `(150, 150, 3)` and `n_views - 1` jittered ones."""
         marks = self.landmarks(picture)

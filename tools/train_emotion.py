@@ -15,7 +15,6 @@ import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from ..daemon.outline import default_cache
 from ..pipelines.importers.dlib_dat import FaceResnet, read_face_resnet
@@ -24,6 +23,7 @@ from ..pipelines.importers.emotion_head import DEFAULT_TAPS, EmotionHead, read_h
 from ..pipelines.model_store import HEAD_PATH, ModelStore
 from ..pipelines.registry import FERPLUS_CLASSES
 from .calibration import fit_temperature, log_loss
+from .evaluate_emotion import print_report
 from .ferplus import Faces, load_faces, see, tuning_part
 
 F32 = npt.NDArray[np.float32]
@@ -80,7 +80,7 @@ def train_emotion(
     write_head(head, out)
     console.print(f"wrote {out}, {out.stat().st_size / 1e6:.2f} MB")
     logits = _run_graph(net, read_head(out), predictor, test, folder, jobs)
-    _report(logits, test, console)
+    print_report("PublicTest", logits, test, console)
 
 
 def fit_head(
@@ -200,24 +200,3 @@ def _fold(layers: torch.nn.Sequential, mean: F32, spread: F32, temperature: floa
     weights, bias = linear[-1]
     linear[-1] = weights / np.float32(temperature), bias / np.float32(temperature)
     return EmotionHead(DEFAULT_TAPS, tuple(linear), FERPLUS_CLASSES)
-
-
-def _report(logits: F32, test: Faces, console: Console) -> None:
-    """Print accuracy, macro F1 and recall on the test faces that most votes agree about."""
-    clear = test.has_majority()
-    said, true = logits[clear].argmax(axis=1), test.votes[clear].argmax(axis=1)
-    table = Table(title=f"PublicTest, {clear.sum()} faces with a strict majority")
-    for heading in ("class", "faces", "recall", "precision", "F1"):
-        table.add_column(heading, justify="left" if heading == "class" else "right")
-    scores: list[float] = []
-    for index, name in enumerate(FERPLUS_CLASSES):
-        hits = int(((said == index) & (true == index)).sum())
-        n_true, n_said = int((true == index).sum()), int((said == index).sum())
-        scores.append(2 * hits / max(n_true + n_said, 1))
-        recall, precision = hits / max(n_true, 1), hits / max(n_said, 1)
-        table.add_row(name, str(n_true), f"{recall:.3f}", f"{precision:.3f}", f"{scores[-1]:.3f}")
-    console.print(table)
-    console.print(
-        f"accuracy {float((said == true).mean()):.4f}, macro F1 {float(np.mean(scores)):.4f}, "
-        f"log loss against the votes {log_loss(logits, test.targets()):.4f}"
-    )

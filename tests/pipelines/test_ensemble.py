@@ -45,7 +45,7 @@ def network(name: str, *outputs: Output) -> Network:
 
 EMBEDDER = network("embedder", Output(name="e", kind="embedding", dim=4))
 TWO_CLASSES = network(
-    "two", Output(name="l", kind="logits", dim=2, classes=("anger", "neutral"), temperature=2.0)
+    "two", Output(name="l", kind="logits", dim=2, classes=("anger", "neutral"), temperature=2.0, weight=0.3)
 )
 
 
@@ -63,6 +63,7 @@ def test_logits_land_on_their_classes_divided_by_the_temperature() -> None:
     assert outputs.logits.shape == (1, 3, len(EMOTIONS))
     assert outputs.logits[0, 0, EMOTIONS.index("anger")] == 3.0
     assert outputs.knows[0].sum() == 2
+    assert outputs.weights == pytest.approx([0.3])
     assert outputs.embeddings.shape == (3, 4)
 
 
