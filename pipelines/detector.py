@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
 
-NEAR_REACH = 2.0  # side of the searched square in units of the predicted face's side
-NEAR_FACE_PX = 100.0  # the predicted face after scaling: a fifth of tolerance above HOG's smallest
+NEAR_REACH = 1.8  # side of the searched square in units of the predicted face's side
+NEAR_FACE_PX = 90.0  # the predicted face after scaling: some tolerance above HOG's smallest
 NEAR_IOU = 0.25  # overlap with the prediction from which a re-detected face is the same
 
 
@@ -36,7 +36,7 @@ class DetectorConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Detector score above which something is a face; higher finds fewer and surer ones."""
     every: Annotated[int, Meta(ge=1, le=300)] = 5
     """Frames from one search of the whole frame to the next; known faces are followed in between."""
-    near_per_frame: Annotated[int, Meta(ge=0, le=64)] = 3
+    near_per_frame: Annotated[int, Meta(ge=0, le=64)] = 2
     """Known faces that are re-detected per frame around where they should be, in turn."""
     near_threshold: Annotated[float, Meta(ge=-1, le=5)] = -0.3
     """Score from which a re-detected face counts; lower than `threshold`, for a face is expected there."""

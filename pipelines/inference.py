@@ -63,13 +63,13 @@ class Analysis:
 
 @dataclass(slots=True)
 class View:
-    """One camera's memory. `checked` is the frame in which a track was last really seen."""
+    """One camera's memory. `looked` says in which frame a track was last looked for."""
 
     tracker: Tracker
     identify: bool
     feel: bool
     last_scan_seq: int = -(10**9)
-    checked: dict[int, int] = field(default_factory=dict)
+    looked: dict[int, int] = field(default_factory=dict)
     analyses: dict[int, Analysis] = field(default_factory=dict)
 
 
@@ -142,20 +142,21 @@ class InferencePipeline:
 
         if scan is not None and scan.seq == frame.seq:
             seen = {track.id for track in view.tracker.followed() if track.is_visible}
+            view.looked.update(dict.fromkeys(seen, frame.seq))
         else:
             seen = self._look_again(frame, view, view.tracker.followed())
         tracks = view.tracker.followed()
         stages["detect"] = time.perf_counter() - start - lap
-        view.checked = {t.id: frame.seq if t.id in seen else view.checked.get(t.id, -1) for t in tracks}
+        view.looked = {t.id: view.looked.get(t.id, -1) for t in tracks}
 
-        due = [track for track in tracks if track.id in seen and self._is_due(view, track, frame)]
+        due = self._due(view, [track for track in tracks if track.id in seen], frame)
         return Work(frame, view, due, {name: seconds * 1e3 for name, seconds in stages.items()})
 
     def _look_again(self, frame: Frame, view: View, tracks: list[Track]) -> set[int]:
         """Re-detect the faces that most need it around where they should be; return those found."""
 
         def need(track: Track) -> tuple[bool, int]:
-            return (not view.tracker.wants_embedding(track.id), view.checked.get(track.id, -1))
+            return (not view.tracker.wants_embedding(track.id), view.looked.get(track.id, -1))
 
         chosen = sorted(tracks, key=need)[: self._detector_config.near_per_frame]
         if not chosen:
@@ -163,13 +164,19 @@ class InferencePipeline:
         reach = np.array([view.tracker.reach(track.id) for track in chosen], np.float32)
         found = self.detector.detect_near(frame.rgb, np.stack([track.box for track in chosen]), reach)
         view.tracker.update({t.id: d for t, d in zip(chosen, found, strict=True)})
+        view.looked.update({t.id: frame.seq for t in chosen})  # also in vain: the others have their turn
         return {t.id for t, d in zip(chosen, found, strict=True) if d is not None}
 
-    def _is_due(self, view: View, track: Track, frame: Frame) -> bool:
-        analysis = view.analyses.get(track.id)
-        if analysis is None or view.tracker.wants_embedding(track.id):
-            return True
-        return frame.seq - analysis.seq >= self._ensemble_config.refresh_every
+    def _due(self, view: View, seen: list[Track], frame: Frame) -> list[Track]:
+        """Return the faces to analyse now: all that are new or in doubt, and of the others those next in turn.
+
+        The turns are spread over `refresh_every` frames, so that no frame waits for many faces at once.
+        """
+        urgent = [t for t in seen if t.id not in view.analyses or view.tracker.wants_embedding(t.id)]
+        every = self._ensemble_config.refresh_every
+        waiting = [t for t in seen if t not in urgent and frame.seq - view.analyses[t.id].seq >= every]
+        waiting.sort(key=lambda track: view.analyses[track.id].seq)
+        return urgent + waiting[: -(-len(view.analyses) // every)]
 
     def _analyse(self, works: list[Work]) -> None:
         """Run the ensemble over the faces that are due, all cameras in one batch."""
@@ -228,8 +235,8 @@ class InferencePipeline:
         self.identifier.rename(work.frame.camera, renamed)
         moved = {renamed[t]: a for t, a in view.analyses.items() if t in renamed}
         view.analyses = {t: a for t, a in view.analyses.items() if t not in renamed} | moved
-        seen = {renamed[t]: s for t, s in view.checked.items() if t in renamed}
-        view.checked = {t: s for t, s in view.checked.items() if t not in renamed} | seen
+        looked = {renamed[t]: s for t, s in view.looked.items() if t in renamed}
+        view.looked = {t: s for t, s in view.looked.items() if t not in renamed} | looked
 
     def _answer(self, work: Work) -> Answer:
         view = work.view

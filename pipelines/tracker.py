@@ -85,7 +85,7 @@ class _State:
 
     id: int
     score: float
-    total_score: float  # of the hits, older ones fading
+    evidence: float  # what the scores were above CHANCE_SCORE, summed, older ones fading
     moments: dict[int, _Moment]
     last_hit_seq: int
     landmarks: F32 = field(default_factory=lambda: np.zeros((5, 2), np.float32))  # in units of the box
@@ -93,7 +93,6 @@ class _State:
     hits: int = 1
     misses: int = 0  # looks at it in vain since the last hit
     unseen_s: float = 0.0
-    evidence: float = 0.0  # sum of what the scores were above CHANCE_SCORE; a false alarm gathers none
     is_sure: bool = False
 
     @property
@@ -317,17 +316,12 @@ class Tracker:
     def _hit(self, state: _State, face: Detection, seq: int) -> None:
         state.hits += 1
         state.misses, state.score = 0, face.score
-        state.total_score = FADING * state.total_score + face.score
+        state.evidence = FADING * state.evidence + face.score - CHANCE_SCORE
         self._decide(state)
         if state.unseen_s > REDISCOVERED_S:
             self._appearances.doubt({state.id}, may_be_new=False)
         state.unseen_s = 0.0
         state.measure(face, seq, self._times)
-
-    def _weigh(self, state: _State, face: Detection) -> None:
-        state.evidence += face.score - CHANCE_SCORE
-        is_enough = state.hits >= self._config.min_hits and state.evidence >= self._config.sure_score
-        state.is_sure |= is_enough or face.score >= self._config.sure_score
 
     def _start(self, face: Detection, seq: int) -> None:
         position = centre_form(face.box)
@@ -337,14 +331,14 @@ class Tracker:
         for before, after in pairwise(s for s in self._times if s >= seq):
             motion = _step(motion, (self._times[after] - self._times[before]) / 1e9)
             moments[after] = _Moment(motion, motion)
-        state = _State(self._fresh_id(), face.score, face.score, moments, last_hit_seq=seq)
+        state = _State(self._fresh_id(), face.score, face.score - CHANCE_SCORE, moments, last_hit_seq=seq)
         state.landmarks = ((face.landmarks - face.box[:2]) / (face.box[2:] - face.box[:2])).astype(np.float32)
         self._decide(state)
         self._states[state.id] = state
 
     def _decide(self, state: _State) -> None:
         """Settle whether a track is a face: it stays one."""
-        enough = state.hits >= self._config.min_hits and state.total_score >= self._config.sure_score
+        enough = state.hits >= self._config.min_hits and state.evidence >= self._config.sure_score
         state.is_sure |= enough or state.score >= self._config.sure_score
 
     def _drop(self, state: _State) -> None:

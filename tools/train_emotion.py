@@ -7,11 +7,10 @@ trains in minutes on one core.
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import numpy.typing as npt
-import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -25,6 +24,9 @@ from ..pipelines.registry import FERPLUS_CLASSES
 from .calibration import fit_temperature, log_loss
 from .evaluate_emotion import print_report
 from .ferplus import Faces, load_faces, see, tuning_part
+
+if TYPE_CHECKING:
+    import torch
 
 F32 = npt.NDArray[np.float32]
 F16 = npt.NDArray[np.float16]
@@ -65,6 +67,8 @@ def train_emotion(
     Examples:
       visaged train-emotion ~/data/ferplus --jobs 2
     """
+    import torch  # noqa: F401  where the extra is missing it fails here, before the work
+
     console = Console()
     folder = cache or default_cache() / "training"
     store = ModelStore(cache or default_cache())
@@ -95,6 +99,8 @@ def fit_head(
         schedule: how to train.
         console: where progress goes.
     """
+    import torch
+
     torch.manual_seed(schedule.seed)
     torch.set_num_threads(1)
     random = np.random.default_rng(schedule.seed)
@@ -169,9 +175,10 @@ def _watch(
         )  # fmt: skip
 
 
-def _layers(n_features: int, n_classes: int, schedule: Schedule) -> torch.nn.Sequential:
+def _layers(n_features: int, n_classes: int, schedule: Schedule) -> "torch.nn.Sequential":
     """Return dropout and one linear layer, or two with ReLU between."""
-    nn = torch.nn
+    from torch import nn
+
     if schedule.hidden == 0:
         return nn.Sequential(nn.Dropout(schedule.input_dropout), nn.Linear(n_features, n_classes))
     return nn.Sequential(
@@ -188,12 +195,14 @@ def _standardise(features: F16, mean: F32, spread: F32) -> F32:
     return scaled
 
 
-def _fold(layers: torch.nn.Sequential, mean: F32, spread: F32, temperature: float) -> EmotionHead:
+def _fold(layers: "torch.nn.Sequential", mean: F32, spread: F32, temperature: float) -> EmotionHead:
     """Return the head on raw features: standardisation in its first layer, temperature in its last."""
+    from torch import nn
+
     linear = [
         (layer.weight.detach().numpy().T.copy(), layer.bias.detach().numpy().copy())
         for layer in layers
-        if isinstance(layer, torch.nn.Linear)
+        if isinstance(layer, nn.Linear)
     ]
     weights, bias = linear[0]
     linear[0] = weights / spread[:, None], bias - (mean / spread) @ weights
