@@ -168,7 +168,7 @@ class InferencePipeline:
         return {t.id for t, d in zip(chosen, found, strict=True) if d is not None}
 
     def _due(self, view: View, seen: list[Track], frame: Frame) -> list[Track]:
-        """Return the faces to analyse now: all that are new or in doubt, and of the others those next in turn.
+        """Return the faces to analyse now: all that are new or in doubt, of the others those next in turn.
 
         The turns are spread over `refresh_every` frames, so that no frame waits for many faces at once.
         """

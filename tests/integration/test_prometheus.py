@@ -97,6 +97,8 @@ def test_prometheus_reads_the_daemon_and_its_books_balance(
 
     with running(daemon_line, tmp_path / "daemon.log"), running(prometheus_line, tmp_path / "prometheus.log"):
         wait_for(lambda: query(web, f"visaged_frames_published_total > {FPS * SECONDS}"))
+        scrapes = "count_over_time(visaged_frames_captured_total[4s])"  # fewer, and the rate is a guess
+        wait_for(lambda: min(query(web, scrapes).values(), default=0) >= 4)
         up = query(web, "up")
         camera_up = query(web, "visaged_camera_up")
         processes = query(web, "sum by (process) (visaged_process_up)")
