@@ -105,7 +105,14 @@ class Inference:
             self._keep_house()
 
     def _answer(self, batch: list[Taken]) -> None:
-        answers = self._pipeline.run([(taken.frame, self._scan_for(taken)) for taken in batch])
+        work = [(taken.frame, self._scan_for(taken)) for taken in batch]
+        try:
+            answers = self._pipeline.run(work)
+        except ValueError as error:  # a kernel refused what is in a frame; the next one may be good
+            log.warning("dropped %d frames that cannot be worked on: %s", len(batch), error)
+            for taken in batch:
+                self._intake.ledgers[taken.frame.camera].drop_at_infer("bad_frame")
+            return
         n_analysed = sum(face.analysed_seq == a.frame.seq for a in answers for face in a.faces)
         if n_analysed:
             self._metrics.batch_size.observe(n_analysed)
