@@ -34,9 +34,9 @@ class DetectorConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """px of the frame: side of the smallest face to find. Half the size costs four times the work."""
     threshold: Annotated[float, Meta(ge=-1, le=5)] = 0.0
     """Detector score above which something is a face; higher finds fewer and surer ones."""
-    every: Annotated[int, Meta(ge=1, le=300)] = 5
+    every: Annotated[int, Meta(ge=1, le=300)] = 4
     """Frames from one search of the whole frame to the next; known faces are followed in between."""
-    near_per_frame: Annotated[int, Meta(ge=0, le=64)] = 2
+    near_per_frame: Annotated[int, Meta(ge=0, le=64)] = 1
     """Known faces that are re-detected per frame around where they should be, in turn."""
     near_threshold: Annotated[float, Meta(ge=-1, le=5)] = -0.3
     """Score from which a re-detected face counts; lower than `threshold`, for a face is expected there."""
