@@ -53,6 +53,7 @@ class Inference:
         names = [camera.name for camera in config.camera]
         for camera in config.camera:
             self._pipeline.add_camera(camera.name, identify=camera.identity, feel=camera.emotion)
+        self._pipeline.warm_up()
         self._scanner = Scanner(self._pipeline)
         self._intake = Intake(
             names, paths.runtime, paths.shm, lambda camera: metrics.malformed.labels(camera).inc()

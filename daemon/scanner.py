@@ -16,6 +16,9 @@ from ..pipelines.inference import Scan
 class Search(Protocol):
     """Finds the faces in a whole frame: an `InferencePipeline`."""
 
+    def warm_up(self) -> None:
+        """Get ready in the thread that calls."""
+
     def scan(self, frame: Frame) -> Scan:
         """Return the faces of `frame`."""
 
@@ -62,17 +65,18 @@ class Scanner:
         self._thread.join()
 
     def _scan_for_ever(self) -> None:
-        while True:
-            with self._wake:
-                self._wake.wait_for(lambda: self._waiting or not self._is_open)
-                if not self._is_open:
-                    return
-                frame = self._waiting.popleft()
-            try:
+        try:
+            self._search.warm_up()
+            while (frame := self._next()) is not None:
                 scan = self._search.scan(frame)
-            except BaseException as error:
                 with self._wake:
-                    self._failure = error
-                return
+                    self._done[frame.camera] = scan
+        except BaseException as error:  # carried to the inference thread, which raises it
             with self._wake:
-                self._done[frame.camera] = scan
+                self._failure = error
+
+    def _next(self) -> Frame | None:
+        """Wait for a frame; None when closed."""
+        with self._wake:
+            self._wake.wait_for(lambda: self._waiting or not self._is_open)
+            return self._waiting.popleft() if self._is_open else None

@@ -109,6 +109,9 @@ class FramesReader:
         for camera in cameras:
             endpoint = endpoint_of(runtime, "frames", camera)
             owner = _Owner(zmq.PULL, CHANNELS["frames"].depth, MAX_DESCRIPTOR_BYTES)
+            # a camera starts after us: every 20 ms of waiting is a frame dropped as queue_full
+            owner._socket.setsockopt(zmq.RECONNECT_IVL, 20)
+            owner._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 0)
             owner._connect(endpoint)
             self._owners[camera] = owner
             self._names[owner._socket] = camera

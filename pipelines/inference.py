@@ -107,6 +107,12 @@ class InferencePipeline:
         """Begin with `camera`; `identify` and `feel` are its switches for identity and emotion."""
         self._views[camera] = View(Tracker(self._tracker_config), identify, feel)
 
+    def warm_up(self) -> None:
+        """Do what costs time once, in the thread that calls: dlib's detector is made anew in each."""
+        blank = np.zeros((240, 320, 3), np.uint8)
+        self.detector.detect(blank)
+        self.detector.detect_near(blank, np.array([[80, 60, 180, 160]], np.float32))
+
     def is_scan_due(self, frame: Frame) -> bool:
         """Return whether the whole of `frame` should be searched for faces."""
         return frame.seq - self._views[frame.camera].last_scan_seq >= self._detector_config.every

@@ -18,6 +18,9 @@ class SlowSearch:
         self.begun = threading.Event()
         self.fault: Exception | None = None
 
+    def warm_up(self) -> None:
+        """Ready at once."""
+
     def scan(self, frame: Frame) -> Scan:
         self.begun.set()
         assert self.go.wait(10)
