@@ -6,11 +6,12 @@ Each stage owns its struct; this module only assembles them. Processes that need
 
 from pathlib import Path
 
+from ..pipelines.assembly import StageConfigs
 from ..pipelines.detector import DetectorConfig
-from ..pipelines.ensemble import EnsembleConfig
+from ..pipelines.engine import EngineConfig
+from ..pipelines.ensemble import EnsembleConfig, check_members
 from ..pipelines.errors import ConfigError
 from ..pipelines.identity import IdentityConfig
-from ..pipelines.registry import NETWORKS
 from ..pipelines.tracker import TrackerConfig
 from . import toml_file
 from .outline import Outline, check_names
@@ -24,12 +25,25 @@ class Config(Outline, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How faces are found."""
     tracker: TrackerConfig = TrackerConfig()
     """How faces are followed."""
+    engine: EngineConfig = EngineConfig()
+    """What runs the networks."""
     ensemble: EnsembleConfig = EnsembleConfig()
     """Which networks look at a face."""
     identity: IdentityConfig = IdentityConfig()
     """How a face is given a name."""
     publisher: PublisherConfig = PublisherConfig()
     """Where results go."""
+
+    @property
+    def stages(self) -> StageConfigs:
+        """The configurations of what happens to a face."""
+        return StageConfigs(
+            detector=self.detector,
+            tracker=self.tracker,
+            engine=self.engine,
+            ensemble=self.ensemble,
+            identity=self.identity,
+        )
 
 
 def load_config(path: Path | None) -> Config:
@@ -48,19 +62,6 @@ def load_config(path: Path | None) -> Config:
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     return config
-
-
-def check_members(config: EnsembleConfig) -> None:
-    """Refuse networks that the registry does not have.
-
-    Raises:
-        ConfigError: an unknown member.
-    """
-    for name in config.members:
-        if name not in NETWORKS:
-            raise ConfigError(
-                f"[ensemble] members: no network is called {name!r}; allowed: {', '.join(NETWORKS)}"
-            )
 
 
 def find_config(given: Path | None = None) -> Config:

@@ -7,15 +7,20 @@ cameras. Under policy `replay` frames are scanned in line: replaying a file twic
 import logging
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any, Self
 
-from ..pipelines.assembly import StageConfigs, assemble
-from ..pipelines.errors import GalleryError
+import msgspec
+
+from ..pipelines.assembly import assemble
+from ..pipelines.ensemble import Ensemble
+from ..pipelines.errors import GalleryError, ModelError
 from ..pipelines.inference import Answer, Scan
 from ..pipelines.message import FaceFrame
 from ..pipelines.release import factory_release
 from .config import Config
 from .control import Control, EnrolTrack, Status
+from .engine_upgrade import EngineUpgrade, retire
 from .intake import Ended, Intake, Taken
 from .metrics import InferMetrics
 from .publisher import Publisher
@@ -28,9 +33,12 @@ HOUSEKEEPING_S = 1.0  # how often to look whether an operator changed the galler
 DRAIN_S = 2.0  # how long after SIGTERM frames that are already captured are still answered
 
 
-def run_infer(config: Config, metrics: InferMetrics, stop: threading.Event) -> int:
-    """Serve until `stop` is set or every camera has ended; return the exit code."""
-    with Inference(config, metrics) as inference:
+def run_infer(config: Config, metrics: InferMetrics, stop: threading.Event, build: Sequence[str] = ()) -> int:
+    """Serve until `stop` is set or every camera has ended; return the exit code.
+
+    `build` is the command of the process that builds missing plans; none: nothing is built.
+    """
+    with Inference(config, metrics, build) as inference:
         inference.serve(stop)
     return 0
 
@@ -38,18 +46,15 @@ def run_infer(config: Config, metrics: InferMetrics, stop: threading.Event) -> i
 class Inference:
     """The loop and what it owns. Everything here belongs to the thread that calls `serve`."""
 
-    def __init__(self, config: Config, metrics: InferMetrics) -> None:
-        self._metrics = metrics
+    def __init__(self, config: Config, metrics: InferMetrics, build: Sequence[str] = ()) -> None:
+        self._metrics, self._config = metrics, config
         paths = config.paths
-        configs = StageConfigs(
-            detector=config.detector,
-            tracker=config.tracker,
-            ensemble=config.ensemble,
-            identity=config.identity,
+        self._stages = assemble(
+            config.stages, state=paths.state, cache=paths.cache, wheels=paths.wheels, may_wait=False
         )
-        self._stages = assemble(configs, state=paths.state, cache=paths.cache, wheels=paths.wheels)
         self._pipeline = self._stages.pipeline()
         self._release = factory_release(self._pipeline.ensemble, config.ensemble)
+        self._upgrade = EngineUpgrade(self._stages, metrics, build)
         names = [camera.name for camera in config.camera]
         for camera in config.camera:
             self._pipeline.add_camera(camera.name, identify=camera.identity, feel=camera.emotion)
@@ -71,6 +76,7 @@ class Inference:
     def serve(self, stop: threading.Event) -> None:
         """Answer frames and requests until `stop` is set or every camera has ended."""
         log.info("serving release %s to %d cameras", self._release.id, len(self._open))
+        self._upgrade.start()
         while self._open and not stop.is_set():
             self._step()
         deadline = time.monotonic() + DRAIN_S
@@ -80,6 +86,7 @@ class Inference:
     def close(self) -> None:
         """Let go of sockets, rings, engines and gallery."""
         self._scanner.close()
+        self._upgrade.close()
         self._control.close()
         self._publisher.close()
         self._intake.close()
@@ -92,23 +99,41 @@ class Inference:
         self.close()
 
     def _step(self) -> None:
-        batch = []
-        for camera in self._intake.wait(WAIT_MS):
-            taken = self._intake.take(camera)
-            if isinstance(taken, Taken):
-                batch.append(taken)
-            elif isinstance(taken, Ended):
-                self._end(taken)
+        batch = self._gather()
         if batch:
             self._answer(batch)
+        if (ensemble := self._upgrade.poll()) is not None:
+            self._take_over(ensemble)
         self._metrics.control_requests.inc(self._control.poll())
         if time.monotonic() >= self._housekeeping_due_s:
             self._keep_house()
 
+    def _gather(self) -> list[Taken]:
+        """Return the frames to answer together: the first that comes, and what comes soon after.
+
+        At most one frame of a camera; `[engine] batch_wait_ms` is counted from the first.
+        """
+        batch: dict[str, Taken] = {}
+        wait_ms, until_s = float(WAIT_MS), 0.0
+        while ready := self._intake.wait(wait_ms, batch):
+            for camera in ready:
+                taken = self._intake.take(camera)
+                if isinstance(taken, Taken):
+                    batch[camera] = taken
+                elif isinstance(taken, Ended):
+                    self._end(taken)
+            now_s = time.monotonic()
+            until_s = until_s or now_s + self._config.engine.batch_wait_ms / 1e3
+            wait_ms = max(0.0, (until_s - now_s) * 1e3)
+            if not wait_ms or len(batch) >= len(self._open):
+                break
+        return list(batch.values())
+
     def _answer(self, batch: list[Taken]) -> None:
         work = [(taken.frame, self._scan_for(taken)) for taken in batch]
+        is_live = all(taken.policy == "live" for taken in batch)  # a replayed frame must say everything
         try:
-            answers = self._pipeline.run(work)
+            answers = self._pipeline.run(work, self._config.ensemble.max_batch if is_live else None)
         except ValueError as error:  # a kernel refused what is in a frame; the next one may be good
             log.warning("dropped %d frames that cannot be worked on: %s", len(batch), error)
             for taken in batch:
@@ -166,6 +191,20 @@ class Inference:
         for stage, ms in result.stages_ms.items():
             self._metrics.stage_seconds.labels(stage).observe(ms / 1e3)
 
+    def _take_over(self, ensemble: Ensemble) -> None:
+        """Go on with `ensemble`: between two batches, so no answer mixes two releases."""
+        try:
+            before = self._pipeline.swap(ensemble)
+        except ModelError as error:
+            log.error("refused new engines: %s", error)
+            retire(ensemble)
+            return
+        retire(before)
+        self._stages.ensemble = ensemble
+        self._release = factory_release(ensemble, self._config.ensemble)
+        self._metrics.swaps.inc()
+        log.info("swapped the engines, serving release %s", self._release.id)
+
     def _drops_since_last(self, camera: str) -> dict[str, int]:
         dropped = self._intake.ledgers[camera].snapshot().dropped
         told = self._told.get(camera, {})
@@ -202,4 +241,10 @@ class Inference:
             }
             for name, s in ((name, ledger.snapshot()) for name, ledger in self._intake.ledgers.items())
         }
-        return {"release": self._release.describe(), "run": self._publisher.run, "cameras": cameras}
+        return {
+            "release": self._release.describe(),
+            "run": self._publisher.run,
+            "engines": msgspec.to_builtins(self._upgrade.engines()),
+            "upgrade": self._upgrade.state,
+            "cameras": cameras,
+        }

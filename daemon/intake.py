@@ -1,7 +1,7 @@
 """Where frames enter the inference process: descriptors in, whole frames out, every one accounted for."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,10 +53,14 @@ class Intake:
         self._held: dict[str, Descriptor] = {}  # taken from the socket, for the next `take`
         self.ledgers = {camera: Ledger.open(ledger_path(runtime, camera)) for camera in cameras}
 
-    def wait(self, timeout_ms: int) -> list[str]:
-        """Return the cameras that have something to take, after at most `timeout_ms`."""
-        ready = self._sockets.wait(0 if self._held else timeout_ms)
-        return [*self._held, *(camera for camera in ready if camera not in self._held)]
+    def wait(self, timeout_ms: float, without: Collection[str] = ()) -> list[str]:
+        """Return the cameras that have something to take, after at most `timeout_ms`.
+
+        Those `without` are not looked at.
+        """
+        held = [camera for camera in self._held if camera not in without]
+        ready = self._sockets.wait(0 if held else timeout_ms, without)
+        return [*held, *(camera for camera in ready if camera not in held)]
 
     def take(self, camera: str) -> Taken | Ended | None:
         """Return the next frame of `camera` under its policy, its end, or None."""

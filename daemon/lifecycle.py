@@ -1,11 +1,13 @@
 """The life of every process: `python -m visaged.daemon.lifecycle NAME --config FILE`.
 
-NAME is `infer`, `capture@CAMERA` or `supervisor`. systemd units and the supervisor start the same command.
-What is the same for all is here: logging, signals, metrics, exit codes and the only `except Exception`.
-The work is in functions that are imported late, so that each process loads only what it needs:
+NAME is `infer`, `capture@CAMERA`, `supervisor` or `build`. systemd units and the supervisor start the same
+command. What is the same for all is here: logging, signals, metrics, exit codes and the only
+`except Exception`. The work is in functions that are imported late, so that each process loads only what
+it needs:
 
     capture.run_capture(outline: Outline, camera: CameraConfig, metrics: CaptureMetrics, stop: Event) -> int
-    infer.run_infer(config: Config, metrics: InferMetrics, stop: Event) -> int
+    infer.run_infer(config: Config, metrics: InferMetrics, stop: Event, build: Sequence[str]) -> int
+    builder.run_build(config: Config, stop: Event) -> int
     supervisor.run_supervisor(outline: Outline, file: Path, metrics: SupervisorMetrics, stop: Event) -> int
 
 They return the exit code, soon (within process_table.STOP_S) after `stop` is set, or by themselves when
@@ -31,7 +33,7 @@ from ..pipelines.errors import ConfigError, VisagedError
 from . import logs
 from .metrics import CaptureMetrics, InferMetrics, SupervisorMetrics
 from .outline import Outline, load_outline, prepare_folder
-from .process_table import Process, processes
+from .process_table import Process, command, processes
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="visaged.daemon.lifecycle", description="Run one process of visaged."
     )
-    parser.add_argument("name", help="infer, capture@CAMERA or supervisor")
+    parser.add_argument("name", help="infer, capture@CAMERA, supervisor or build")
     parser.add_argument("--config", type=Path, required=True, help="the TOML file")
     parser.add_argument("--parent", type=int, default=0, help="end when this process does")
     options = parser.parse_args(arguments)
@@ -79,6 +81,12 @@ def run(name: str, outline: Outline, file: Path, stop: threading.Event) -> int:
             metrics.serve(outline.metrics, 0)
             return run_supervisor(outline, file, metrics, stop)
 
+    if name == "build":
+        from .builder import run_build
+        from .config import load_config
+
+        return run_build(load_config(file), stop)
+
     process = find_process(name, outline, file)
     os.nice(process.row.nice)
     limit_opencv_threads()
@@ -96,7 +104,7 @@ def run(name: str, outline: Outline, file: Path, stop: threading.Event) -> int:
     config = load_config(file)
     with InferMetrics(name) as infer_metrics:
         infer_metrics.serve(outline.metrics, process.port_offset)
-        return run_infer(config, infer_metrics, stop)
+        return run_infer(config, infer_metrics, stop, [*command("build", file), "--parent", str(os.getpid())])
 
 
 def find_process(name: str, outline: Outline, file: Path) -> Process:

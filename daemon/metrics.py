@@ -218,6 +218,24 @@ class InferMetrics(Metrics):
         self.batch_size = prometheus.Histogram(
             "visaged_batch_size", "Faces per run of the ensemble.", buckets=BATCHES, registry=registry
         )
+        self.engine_info = prometheus.Gauge(
+            "visaged_engine_info",
+            "Always 1; the labels say what runs each member.",
+            ["member", "backend", "precision", "device"],
+            registry=registry,
+        )
+        self.engine_fallback = prometheus.Gauge(
+            "visaged_engine_fallback",
+            "1 while ONNX Runtime stands in for a plan that is missing or cannot be loaded.",
+            ["member"],
+            registry=registry,
+        )
+        self.plan_builds = prometheus.Counter(
+            "visaged_plan_builds_total", "Builds of missing plans, by result.", ["result"], registry=registry
+        )
+        self.swaps = prometheus.Counter(
+            "visaged_swaps_total", "Times another ensemble took over between two batches.", registry=registry
+        )
         self.faces = prometheus.Counter(
             "visaged_faces_total", "Faces published.", ["camera"], registry=registry
         )

@@ -9,7 +9,7 @@ import errno
 import socket as unix
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Self
 
@@ -117,9 +117,18 @@ class FramesReader:
             self._names[owner._socket] = camera
             self._poller.register(owner._socket, zmq.POLLIN)
 
-    def wait(self, timeout_ms: int) -> list[str]:
-        """Return the cameras of which a descriptor is ready, after at most `timeout_ms`."""
-        return [self._names[socket] for socket, _ in self._poller.poll(timeout_ms)]
+    def wait(self, timeout_ms: float, without: Collection[str] = ()) -> list[str]:
+        """Return the cameras of which a descriptor is ready, after at most `timeout_ms`.
+
+        Those `without` are not looked at.
+        """
+        if not without:
+            return [self._names[socket] for socket, _ in self._poller.poll(round(timeout_ms))]
+        others = zmq.Poller()
+        for camera, owner in self._owners.items():
+            if camera not in without:
+                others.register(owner._socket, zmq.POLLIN)
+        return [self._names[socket] for socket, _ in others.poll(round(timeout_ms))]
 
     def take(self, camera: str) -> bytes | None:
         """Return the oldest descriptor of `camera`, or None when there is none now."""

@@ -1,21 +1,28 @@
 """Put the stages together from their configurations: what the daemon, replay and enrolment all run."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from msgspec import Struct
 
-from .cropper import Cropper
-from .detector import Detector, DetectorConfig, build_detector
-from .ensemble import Ensemble, EnsembleConfig, build_ensemble
+from .cropper import AnyCropper, Cropper
+from .detector import DetectorConfig, DlibDetector, build_detector
+from .engine import EngineConfig
+from .engine_loader import EngineLoader
+from .ensemble import Ensemble, EnsembleConfig, build_ensemble, check_members
+from .errors import ModelError
 from .face_reader import PhotoReader
 from .fuser import Fuser
 from .gallery import Gallery
 from .identity import Identifier, IdentityConfig
 from .inference import InferencePipeline
+from .mmod_detector import MmodDetector
 from .model_store import ModelStore
 from .tracker import TrackerConfig
+
+log = logging.getLogger(__name__)
 
 
 class StageConfigs(Struct, frozen=True, kw_only=True):
@@ -23,19 +30,29 @@ class StageConfigs(Struct, frozen=True, kw_only=True):
 
     detector: DetectorConfig = DetectorConfig()
     tracker: TrackerConfig = TrackerConfig()
+    engine: EngineConfig = EngineConfig()
     ensemble: EnsembleConfig = EnsembleConfig()
     identity: IdentityConfig = IdentityConfig()
 
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """Every network that runs."""
+        return (*self.ensemble.members, *(["mmod"] if self.detector.kind == "mmod" else []))
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class Stages:
-    """The loaded networks and the gallery. Owned by the thread that assembled them."""
+    """The loaded networks and the gallery. Owned by the thread that assembled them.
 
-    detector: Detector
-    cropper: Cropper
+    `ensemble` changes when another takes over; the rest stays.
+    """
+
+    detector: DlibDetector
+    cropper: AnyCropper
     ensemble: Ensemble
     gallery: Gallery
     identifier: Identifier
+    loader: EngineLoader
     configs: StageConfigs
 
     def pipeline(self) -> InferencePipeline:
@@ -56,6 +73,7 @@ class Stages:
     def close(self) -> None:
         """Free the engines and close the gallery."""
         self.ensemble.close()
+        self.detector.close()
         self.gallery.close()
 
     def __enter__(self) -> Self:
@@ -65,21 +83,59 @@ class Stages:
         self.close()
 
 
-def assemble(configs: StageConfigs, *, state: Path, cache: Path, wheels: Path | None = None) -> Stages:
-    """Load every stage, importing the networks first where needed.
+def assemble(
+    configs: StageConfigs, *, state: Path, cache: Path, wheels: Path | None = None, may_wait: bool = True
+) -> Stages:
+    """Load every stage, importing the networks and building their plans first where needed.
 
     Args:
         configs: of every stage.
         state: folder of the gallery and its key.
-        cache: folder of the imported networks.
+        cache: folder of the imported networks and their plans.
         wheels: folder of archives for a box without network.
+        may_wait: whether plans that are missing are built now, a second each on a CPU. Else ONNX Runtime
+            stands in for them.
 
     Raises:
-        ModelError: a weights file is missing or corrupt.
+        ModelError: a weights file is missing or corrupt, or a plan cannot be built.
+        ConfigError: a network or a device is asked for that is not here.
         GalleryError: the gallery cannot be opened.
     """
     store = ModelStore(cache, wheels)
-    ensemble = build_ensemble(configs.ensemble, store)
+    loader = EngineLoader(configs.engine, store, max_batch=configs.ensemble.max_batch)
+    check_members(configs.ensemble)
+    if may_wait:
+        for network in configs.networks:
+            if loader.is_plan_missing(network):
+                loader.build(network)
+    ensemble = build_ensemble(configs.ensemble, loader)
+    detector = build_detector(configs.detector, store, lambda: _mmod(loader, cache))
     gallery = Gallery(state)
     identifier = Identifier(gallery, ensemble.embedding_space, configs.identity)
-    return Stages(build_detector(configs.detector, store), Cropper(), ensemble, gallery, identifier, configs)
+    return Stages(detector, _cropper(loader, cache), ensemble, gallery, identifier, loader, configs)
+
+
+def _cropper(loader: EngineLoader, cache: Path) -> AnyCropper:
+    """Return the cropper of the device that the networks run on."""
+    if (gpu := loader.gpu()) is None:
+        return Cropper()
+    from .cuda_kernels import CudaCropper
+
+    try:
+        return CudaCropper(gpu, cache)
+    except ModelError as error:
+        log.warning("chips are cut on the CPU: %s", error)
+        return Cropper()
+
+
+def _mmod(loader: EngineLoader, cache: Path) -> MmodDetector:
+    engine = loader.load("mmod").engine
+    if (gpu := loader.gpu()) is None:
+        return MmodDetector(engine)
+    from .cuda_kernels import CudaPainter
+
+    try:
+        return MmodDetector(engine, CudaPainter(gpu, cache).paint)
+    except ModelError as error:
+        log.warning("the detector's pyramid is made on the CPU: %s", error)
+        return MmodDetector(engine)

@@ -1,6 +1,8 @@
 """From faces in a frame to the input of each member."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -8,12 +10,25 @@ import numpy.typing as npt
 from ..kernels.chips import cut_chip, to_input
 from ..kernels.light import clahe
 from ..kernels.quality import quality
+from .engine import Inputs
 from .registry import ChipRecipe, Colour, Light
 
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
 
 QUALITY_SIZE, QUALITY_PADDING = 64, 0.1
+
+
+class AnyCropper(Protocol):
+    """What the pipeline needs of a cropper: `Cropper`, or `CudaCropper` beside engines on a GPU."""
+
+    def crop_all(
+        self, faces: Sequence[tuple[U8, F32]], recipes: Sequence[ChipRecipe]
+    ) -> Mapping[ChipRecipe, Inputs]:
+        """Return the chips of all faces of all frames under every recipe."""
+
+    def quality(self, rgb: U8, landmarks: F32) -> F32:
+        """Return `(N,)` in [0, 1]: how sharp, well lit and frontal each face is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +47,18 @@ class Cropper:
             if recipe.light is Light.CLAHE:
                 chip[:] = clahe(chip)
         return to_input(chips, recipe.mean, recipe.scale, grey=recipe.colour is Colour.GREY)
+
+    def crop_all(
+        self, faces: Sequence[tuple[U8, F32]], recipes: Sequence[ChipRecipe]
+    ) -> dict[ChipRecipe, F32]:
+        """Return the chips of all faces of all frames under every recipe, one behind the other.
+
+        `faces` are frames `(H, W, 3)` uint8 with the `(N, 5, 2)` landmarks in each.
+        """
+        return {
+            recipe: np.concatenate([self.crop(rgb, landmarks, recipe) for rgb, landmarks in faces])
+            for recipe in recipes
+        }
 
     def quality(self, rgb: U8, landmarks: F32) -> F32:
         """Return `(N,)` in [0, 1]: how sharp, well lit and frontal each face is."""

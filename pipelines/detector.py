@@ -1,5 +1,6 @@
 """Find faces: in a whole frame, or again around where each should be."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
@@ -11,7 +12,6 @@ from ..kernels.boxes import iou
 from .dlib_faces import HOG_FACE_PX, HogDetector, LandmarkPredictor
 from .frame import Detection
 from .model_store import ModelStore
-from .ort_engine import OrtEngine
 
 if TYPE_CHECKING:
     from .mmod_detector import MmodDetector
@@ -40,8 +40,6 @@ class DetectorConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Known faces that are re-detected per frame around where they should be, in turn."""
     near_threshold: Annotated[float, Meta(ge=-1, le=5)] = -0.3
     """Score from which a re-detected face counts; lower than `threshold`, for a face is expected there."""
-    threads: Annotated[int, Meta(ge=1, le=64)] = 1
-    """Cores the `mmod` network may use."""
 
 
 class Detector(Protocol):
@@ -103,6 +101,11 @@ class DlibDetector:
         )
         return [None if face is None else Detection(*face, next(marks)) for face in found]
 
+    def close(self) -> None:
+        """Free the engine of `mmod`."""
+        if self.mmod is not None:
+            self.mmod.close()
+
     def _search(self, rgb: U8, expected: F32, reach: float) -> tuple[F32, float] | None:
         """Return box and score of the face around `expected`, or None."""
         height, width = rgb.shape[:2]
@@ -141,8 +144,12 @@ def check_frame(rgb: U8) -> None:
         raise ValueError(f"frame must be (H, W, 3) uint8 and not empty: {rgb.shape=} {rgb.dtype=}")
 
 
-def build_detector(config: DetectorConfig, store: ModelStore) -> Detector:
+def build_detector(
+    config: DetectorConfig, store: ModelStore, load_mmod: "Callable[[], MmodDetector] | None" = None
+) -> DlibDetector:
     """Return the detector `config` asks for, its weights from `store`.
+
+    `load_mmod` gives the detector of kind `mmod`, where that is asked for; None: on ONNX Runtime.
 
     Raises:
         ModelError: a weights file is missing or corrupt.
@@ -151,6 +158,7 @@ def build_detector(config: DetectorConfig, store: ModelStore) -> Detector:
     mmod = None
     if config.kind == "mmod":
         from .mmod_detector import MmodDetector
+        from .ort_engine import OrtEngine
 
-        mmod = MmodDetector(OrtEngine(store.ensure("mmod"), threads=config.threads))
+        mmod = load_mmod() if load_mmod else MmodDetector(OrtEngine(store.ensure("mmod")))
     return DlibDetector(config, HogDetector(), predictor, mmod)

@@ -1,67 +1,52 @@
-"""What every inference backend looks like, and the slot that holds the active one."""
+"""What every inference backend looks like."""
 
-import threading
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Annotated, Literal, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Meta, Struct
 
 F32 = npt.NDArray[np.float32]
 
 
-class Engine(Protocol):
-    """A plan, loaded and warm. Owned by one thread at a time."""
+class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What runs the networks. `auto` takes the fastest that keeps the answers, see docs/engines.md."""
+
+    backend: Literal["auto", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"] = "auto"
+    """`auto`: TensorRT on an NVIDIA GPU when it is installed, else ONNX Runtime."""
+    precision: Literal["auto", "fp32", "fp16", "int8"] = "auto"
+    """`auto`: `fp16` on a GPU; on a CPU `int8` when it has VNNI instructions, else `fp32`."""
+    device: Annotated[str, Meta(pattern=r"^(auto|cpu|cuda:[0-9]{1,2})$")] = "auto"
+    """`auto`: the first NVIDIA GPU that can be used, else the CPU. `cpu`, or `cuda:0`, `cuda:1`, ..."""
+    batch_wait_ms: Annotated[float, Meta(ge=0, le=100)] = 0.0
+    """How long a frame waits for those of other cameras, to share one batch with them. ms."""
+    threads: Annotated[int, Meta(ge=1, le=64)] = 1
+    """Cores that one run of a network may use on a CPU."""
+
+
+class Inputs(Protocol):
+    """Network input `(N, C, H, W)` float32: an array, or `DeviceChips` that lie on a GPU."""
 
     @property
-    def generation(self) -> int:
-        """Growing number of the weights; travels with every result."""
+    def shape(self) -> tuple[int, ...]:
+        """Return N, C, H, W."""
 
-    def infer(self, inputs: F32) -> Mapping[str, F32]:
+    def __len__(self) -> int:
+        """Return N."""
+
+    def __getitem__(self, rows: slice, /) -> Self:
+        """Return a run of rows."""
+
+    def __array__(self) -> F32:
+        """Return it as an array on the host."""
+
+
+class Engine(Protocol):
+    """A plan, loaded and able to run. Owned by one thread at a time."""
+
+    def infer(self, inputs: Inputs) -> Mapping[str, F32]:
         """Return every named output for `inputs`, the first axis being the batch."""
 
     def close(self) -> None:
         """Free what the engine holds; it cannot run afterwards."""
-
-
-class EngineSlot:
-    """Holds the active engine and the one before it.
-
-    `infer` runs on the inference thread, `swap` and `rollback` on any other. The lock is held for a
-    whole batch, so an engine is never closed under a running batch and a batch never mixes two
-    generations.
-    """
-
-    def __init__(self, engine: Engine) -> None:
-        self._active = engine
-        self._previous: Engine | None = None
-        self._lock = threading.Lock()
-
-    def infer(self, inputs: F32) -> tuple[Mapping[str, F32], int]:
-        """Return the outputs for `inputs` and the generation that computed them."""
-        with self._lock:
-            return self._active.infer(inputs), self._active.generation
-
-    def swap(self, candidate: Engine) -> None:
-        """Make `candidate`, which must be warm, active from the next batch; keep the old one."""
-        with self._lock:
-            retired, self._previous, self._active = self._previous, self._active, candidate
-        if retired is not None:
-            retired.close()  # outside the lock: freeing device memory can take milliseconds
-
-    def rollback(self) -> bool:
-        """Return to the engine before the last swap; False when there is none."""
-        with self._lock:
-            if self._previous is None:
-                return False
-            rejected, self._active, self._previous = self._active, self._previous, None
-        rejected.close()
-        return True
-
-    def close(self) -> None:
-        """Free both engines."""
-        with self._lock:
-            for engine in (self._active, self._previous):
-                if engine is not None:
-                    engine.close()
-            self._previous = None

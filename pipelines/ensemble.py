@@ -1,6 +1,5 @@
 """Run every member of the ensemble over all faces of all cameras at once."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -9,11 +8,10 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Meta, Struct
 
-from .engine import EngineSlot
+from .engine import Engine, Inputs
+from .engine_loader import EngineInfo, EngineLoader
 from .errors import ConfigError
 from .message import EMOTIONS
-from .model_store import ModelStore
-from .ort_engine import OrtEngine
 from .registry import NETWORKS, ChipRecipe, Network, Output
 
 F32 = npt.NDArray[np.float32]
@@ -33,17 +31,16 @@ class EnsembleConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Faces that one run of a network takes at most."""
     smoothing: Annotated[float, Meta(ge=0.0, lt=1.0)] = 0.5
     """Share of a track's earlier emotion kept at each analysis; 0 shows every analysis as it is."""
-    threads: Annotated[int, Meta(ge=1, le=64)] = 1
-    """Cores that one run of a network may use."""
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One network, the slot that holds its engine, and the SHA-256 of the file it runs from."""
+    """One network, its engine, the SHA-256 of the file it runs from, and what runs it."""
 
     network: Network
-    slot: EngineSlot
+    engine: Engine
     digest: str
+    info: EngineInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +59,7 @@ class Outputs:
 
 
 class Ensemble:
-    """All members. Owned by the inference thread; slots may be swapped from another."""
+    """All members, of one release. Owned by the thread that infers; replaced as a whole or not at all."""
 
     def __init__(self, members: Sequence[Member], *, max_batch: int = 16) -> None:
         """Take `members`, of which exactly one gives an embedding.
@@ -94,7 +91,7 @@ class Ensemble:
         """Name of the space; embeddings of different spaces are never compared."""
         return self._embedder.network.name
 
-    def infer(self, chips: Mapping[ChipRecipe, F32]) -> Outputs:
+    def infer(self, chips: Mapping[ChipRecipe, Inputs]) -> Outputs:
         """Return what the members say about the faces in `chips`, `(N, C, S, S)` for every recipe."""
         embeddings = np.zeros((0, self.embedding_dim), np.float32)
         logits: list[F32] = []
@@ -122,11 +119,11 @@ class Ensemble:
     def close(self) -> None:
         """Free every engine."""
         for member in self.members:
-            member.slot.close()
+            member.engine.close()
 
-    def _run(self, member: Member, chips: F32) -> Mapping[str, F32]:
+    def _run(self, member: Member, chips: Inputs) -> Mapping[str, F32]:
         parts = [
-            member.slot.infer(chips[start : start + self.max_batch])[0]
+            member.engine.infer(chips[start : start + self.max_batch])
             for start in range(0, len(chips), self.max_batch)
         ]
         if len(parts) == 1:
@@ -144,19 +141,15 @@ def blank_chips(recipe: ChipRecipe, n: int) -> F32:
     return np.zeros((n, len(recipe.mean), recipe.size, recipe.size), np.float32)
 
 
-def build_ensemble(config: EnsembleConfig, store: ModelStore) -> Ensemble:
+def build_ensemble(config: EnsembleConfig, loader: EngineLoader) -> Ensemble:
     """Load and warm the members named in `config`, importing their networks first where needed.
 
     Raises:
         ModelError: a weights file is missing or corrupt.
         ConfigError: an unknown member.
     """
-    unknown = [name for name in config.members if name not in NETWORKS]
-    if unknown:
-        raise ConfigError(
-            f"[ensemble] members names {unknown[0]!r}, which is no network; known are {', '.join(NETWORKS)}"
-        )
-    members = [load_member(name, store, threads=config.threads) for name in config.members]
+    check_members(config)
+    members = [load_member(name, loader) for name in config.members]
     try:
         ensemble = Ensemble(members, max_batch=config.max_batch)
     except ValueError as error:
@@ -165,8 +158,20 @@ def build_ensemble(config: EnsembleConfig, store: ModelStore) -> Ensemble:
     return ensemble
 
 
-def load_member(name: str, store: ModelStore, *, threads: int = 1) -> Member:
+def check_members(config: EnsembleConfig) -> None:
+    """Refuse networks that the registry does not have.
+
+    Raises:
+        ConfigError: an unknown member.
+    """
+    for name in config.members:
+        if name not in NETWORKS:
+            raise ConfigError(
+                f"[ensemble] members: no network is called {name!r}; allowed: {', '.join(NETWORKS)}"
+            )
+
+
+def load_member(name: str, loader: EngineLoader) -> Member:
     """Load one network of the registry, importing it first where needed."""
-    path = store.ensure(name)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Member(NETWORKS[name], EngineSlot(OrtEngine(path, threads=threads)), digest)
+    loaded = loader.load(name)
+    return Member(NETWORKS[name], loaded.engine, loaded.digest, loaded.info)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .cropper import Cropper
+from .cropper import AnyCropper
 from .detector import Detector
 from .enrolment import ReadFace
 from .ensemble import Ensemble
@@ -19,7 +19,7 @@ class PhotoReader:
     """Detector, cropper and ensemble put in a row for one photo. Owned by one thread."""
 
     detector: Detector
-    cropper: Cropper
+    cropper: AnyCropper
     ensemble: Ensemble
 
     def read(self, rgb: U8) -> list[ReadFace]:
@@ -28,7 +28,7 @@ class PhotoReader:
         if not detections:
             return []
         landmarks: F32 = np.stack([d.landmarks for d in detections])
-        chips = {r: self.cropper.crop(rgb, landmarks, r) for r in self.ensemble.recipes}
+        chips = self.cropper.crop_all([(rgb, landmarks)], self.ensemble.recipes)
         outputs = self.ensemble.infer(chips)
         quality = self.cropper.quality(rgb, landmarks)
         faces = [

@@ -18,14 +18,15 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from .cropper import Cropper
+from .batcher import share_places
+from .cropper import AnyCropper
 from .detector import Detector, DetectorConfig
 from .ensemble import Ensemble, EnsembleConfig
+from .errors import ModelError
 from .frame import Detection, Frame, Track
 from .fuser import Fuser
 from .identity import Identifier
 from .message import EMOTIONS, Emotion, Face, Identity
-from .registry import ChipRecipe
 from .tracker import Tracker, TrackerConfig
 
 F32 = npt.NDArray[np.float32]
@@ -89,7 +90,7 @@ class InferencePipeline:
     def __init__(
         self,
         detector: Detector,
-        cropper: Cropper,
+        cropper: AnyCropper,
         ensemble: Ensemble,
         fuser: Fuser,
         identifier: Identifier,
@@ -102,6 +103,23 @@ class InferencePipeline:
         self._fuser = fuser
         self._detector_config, self._tracker_config, self._ensemble_config = configs
         self._views: dict[str, View] = {}
+        self._first = 0  # whose frame gets a place that is left over; the next one's the next time
+
+    def swap(self, ensemble: Ensemble) -> Ensemble:
+        """Infer with `ensemble`, which must be warm, from the next batch on; return the one before.
+
+        Called between two batches by the thread that runs them, so no answer mixes the two.
+
+        Raises:
+            ModelError: it embeds faces into another space, so that the gallery would not know them.
+        """
+        if ensemble.embedding_space != self.ensemble.embedding_space:
+            raise ModelError(
+                f"the embeddings of {ensemble.embedding_space} cannot be compared with those of "
+                f"{self.ensemble.embedding_space} in the gallery; enrol the people again, then restart"
+            )
+        before, self.ensemble = self.ensemble, ensemble
+        return before
 
     def add_camera(self, camera: str, *, identify: bool = True, feel: bool = True) -> None:
         """Begin with `camera`; `identify` and `feel` are its switches for identity and emotion."""
@@ -125,11 +143,24 @@ class InferencePipeline:
         """Search the whole of `frame` for faces. May run in another thread than `run`."""
         return Scan(frame.seq, tuple(self.detector.detect(frame.rgb)))
 
-    def run(self, frames: Sequence[tuple[Frame, Scan | None]]) -> list[Answer]:
-        """Return one answer per frame; at most one frame per camera. A scan may be of an earlier frame."""
+    def run(self, frames: Sequence[tuple[Frame, Scan | None]], places: int | None = None) -> list[Answer]:
+        """Return one answer per frame; at most one frame per camera. A scan may be of an earlier frame.
+
+        At most `places` faces are analysed, shared fairly between the cameras; the others have their turn
+        in the frames after. None: all of them.
+        """
         works = [self._follow(frame, scan) for frame, scan in frames]
+        if places is not None:
+            self._share(works, places)
         self._analyse([work for work in works if work.due])
         return [self._answer(work) for work in works]
+
+    def _share(self, works: list[Work], places: int) -> None:
+        """Leave each frame the faces that it has places for, those in need first."""
+        self._first = (self._first + 1) % len(works)
+        granted = share_places([len(work.due) for work in works], places, self._first)
+        for work, n in zip(works, granted, strict=True):
+            del work.due[n:]
 
     def embedding_of(self, camera: str, track: int) -> F32 | None:
         """Return the `(D,)` embedding last computed for a track, or None."""
@@ -189,14 +220,9 @@ class InferencePipeline:
         if not works:
             return
         start = time.perf_counter()
-        marks = [np.stack([track.landmarks for track in work.due]) for work in works]
-        chips: dict[ChipRecipe, F32] = {
-            recipe: np.concatenate(
-                [self._cropper.crop(w.frame.rgb, m, recipe) for w, m in zip(works, marks, strict=True)]
-            )
-            for recipe in self.ensemble.recipes
-        }
-        quality = [self._cropper.quality(w.frame.rgb, m) for w, m in zip(works, marks, strict=True)]
+        seen = [(work.frame.rgb, np.stack([track.landmarks for track in work.due])) for work in works]
+        chips = self._cropper.crop_all(seen, self.ensemble.recipes)
+        quality = [self._cropper.quality(rgb, marks) for rgb, marks in seen]
         cropped = time.perf_counter()
         outputs = self.ensemble.infer(chips)
         inferred = time.perf_counter()

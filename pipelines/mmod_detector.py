@@ -4,6 +4,8 @@ Faces of 80 px and more come out as from dlib itself, the same in every coordina
 its time.
 """
 
+from collections.abc import Callable
+
 import cv2
 import numpy as np
 import numpy.typing as npt
@@ -11,12 +13,13 @@ import numpy.typing as npt
 from ..kernels.pyramid import (
     MIN_CANVAS_PX,
     WINDOW_PX,
+    Layout,
     decode,
     lay_out,
     paint_canvas,
     suppress,
 )
-from .engine import Engine
+from .engine import Engine, Inputs
 
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
@@ -25,9 +28,18 @@ F32 = npt.NDArray[np.float32]
 class MmodDetector:
     """dlib's CNN face detector. Keeps nothing between frames; the engine has one owner, this."""
 
-    def __init__(self, engine: Engine) -> None:
-        """Use `engine`: input `(1, 3, H, W)` canvas, output `scores` `(1, 1, h, w)`."""
+    def __init__(self, engine: Engine, paint: Callable[[U8, Layout], Inputs] = paint_canvas) -> None:
+        """Use `engine`: input `(1, 3, H, W)` canvas, output `scores` `(1, 1, h, w)`.
+
+        `paint` makes the canvas: on the host, or on the GPU that the engine runs on.
+        """
         self._engine = engine
+        self._paint = paint
+        self._next: Engine | None = None
+
+    def swap(self, engine: Engine) -> None:
+        """Use `engine`, which must be warm, from the next frame; any thread may ask for it."""
+        self._next = engine
 
     def boxes(self, rgb: U8, min_face_px: int = WINDOW_PX, threshold: float = 0.0) -> list[tuple[F32, float]]:
         """Return `(4,)` boxes in px of `rgb` with their scores, most confident first.
@@ -49,7 +61,10 @@ class MmodDetector:
         layout = lay_out(*scaled.shape[:2])
         if min(layout.height, layout.width) < MIN_CANVAS_PX:
             return []
-        score_map = self._engine.infer(paint_canvas(scaled, layout))["scores"][0, 0]
+        if self._next is not None:  # taken over here, by the one thread that infers
+            retired, self._engine, self._next = self._engine, self._next, None
+            retired.close()
+        score_map = self._engine.infer(self._paint(scaled, layout))["scores"][0, 0]
         found, scores = decode(score_map, layout, threshold)
         kept = suppress(found)
         back_y, back_x = (a / b for a, b in zip(rgb.shape[:2], scaled.shape[:2], strict=True))
@@ -58,8 +73,10 @@ class MmodDetector:
         return [(box, float(score)) for box, score in zip(boxes, scores[kept], strict=True)]
 
     def close(self) -> None:
-        """Free the engine."""
+        """Free the engine, and the one that waits."""
         self._engine.close()
+        if self._next is not None:
+            self._next.close()
 
 
 def _resize(rgb: U8, scale: float) -> U8:

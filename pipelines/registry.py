@@ -4,6 +4,9 @@ from enum import Enum
 
 from msgspec import Struct
 
+from .parity import Tolerance
+from .plan import Precision
+
 
 class Colour(Enum):
     """Channels of a chip."""
@@ -124,3 +127,45 @@ NETWORKS = {network.name: network for network in (FACE_RESNET, EMOTION_XCEPTION)
 
 DETECTORS = {MMOD.name: MMOD}
 """Networks that find faces."""
+
+TOLERANCES = {
+    ("embedding", Precision.FP32): Tolerance(max_abs=1e-3, l2=2e-3),
+    ("embedding", Precision.FP16): Tolerance(max_abs=0.01, l2=0.02),
+    ("embedding", Precision.INT8): Tolerance(max_abs=0.05, l2=0.12),
+    ("logits", Precision.FP32): Tolerance(max_abs=0.01, l2=0.02, top1=1.0),
+    ("logits", Precision.FP16): Tolerance(max_abs=0.1, l2=0.2, top1=0.95),
+    ("logits", Precision.INT8): Tolerance(max_abs=1.5, l2=2.5, top1=0.85),
+    ("scores", Precision.FP32): Tolerance(max_abs=1e-3, l2=0.01),
+    ("scores", Precision.FP16): Tolerance(max_abs=0.1, l2=1.0),
+    ("scores", Precision.INT8): Tolerance(max_abs=0.5, l2=5.0),
+}
+"""How far an output of a kind may be from the fp32 graph on ONNX Runtime, over real faces, in each precision.
+
+An embedding decides by distances of 0.5 and 0.6 (and moves by 0.06 when a box moves by 3 px), a detector by
+scores above 0.
+"""
+
+
+def tolerances(network: str, precision: Precision) -> dict[str, Tolerance]:
+    """Return the tolerance of every output of `network` that is compared, by its name.
+
+    Raises:
+        KeyError: no network has this name.
+    """
+    if network in DETECTORS:
+        return {"scores": TOLERANCES["scores", precision]}
+    return {
+        output.name: TOLERANCES[output.kind, precision]
+        for output in NETWORKS[network].outputs
+        if (output.kind, precision) in TOLERANCES
+    }
+
+
+def licence_of(network: str) -> str:
+    """Return the licence of a network's weights with its note, one line.
+
+    Raises:
+        KeyError: no network has this name.
+    """
+    row: Network | DetectorNetwork = DETECTORS[network] if network in DETECTORS else NETWORKS[network]
+    return f"{row.licence}. {row.licence_note}"

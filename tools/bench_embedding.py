@@ -32,11 +32,11 @@ def bench_embedding(chips: U8, ensemble: Ensemble, recipe: PlainRecipe) -> dict[
     name = next(o.name for o in member.network.outputs if o.kind == "embedding")
     inputs = to_inputs(chips, member.network.recipe)
     ours = {
-        f"batch_{n}": round(median_ms(lambda n=n: member.slot.infer(inputs[:n]), ROUNDS) / n, 3)  # type: ignore[misc]
+        f"batch_{n}": round(median_ms(lambda n=n: member.engine.infer(inputs[:n]), ROUNDS) / n, 3)  # type: ignore[misc]
         for n in BATCHES
     }
     dlib_ms = median_ms(lambda: recipe.encode_chip(chips[0]), ROUNDS // 4)
-    embeddings = member.slot.infer(inputs)[0][name]
+    embeddings = member.engine.infer(inputs)[name]
     truth: F32 = np.stack([recipe.encode_chip(chip) for chip in chips])
     return {
         "visaged_ms_per_face": ours,

@@ -46,6 +46,9 @@ COMMANDS = (
     Command("bench", MEASURE, "bench", "bench", "Measure speed and memory on this machine."),
     Command("check-config", SET_UP, "check_config", "check_config", "Check the configuration file."),
     Command("models", SET_UP, "models", "app", "Import and list the networks."),
+    Command("build", SET_UP, "build", "build", "Build the networks into plans, faster ones or for a GPU."),
+    Command("plans", SET_UP, "plans", "app", "List, inspect, verify and prune plans."),
+    Command("calibrate", SET_UP, "calibrate", "calibrate", "Measure INT8 ranges on photos."),
     Command("train-emotion", SET_UP, "train_emotion", "train_emotion", "Train the small emotion head."),
     Command(
         "evaluate-emotion",

@@ -1,7 +1,7 @@
 """`visaged evaluate-emotion`: how well the default ensemble reads FER+ faces, member by member and fused."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import cv2
 import numpy as np
@@ -14,6 +14,8 @@ from rich.table import Table
 from ..daemon.outline import default_cache
 from ..kernels.fusion import probabilities
 from ..pipelines.cropper import Cropper
+from ..pipelines.engine import EngineConfig
+from ..pipelines.engine_loader import EngineLoader
 from ..pipelines.ensemble import Ensemble, EnsembleConfig, Outputs, build_ensemble, output_of
 from ..pipelines.fuser import RULES
 from ..pipelines.message import EMOTIONS
@@ -31,6 +33,9 @@ def evaluate_emotion(
     tuning: Annotated[
         bool, typer.Option("--tuning", help="Measure on the tuning part of Training, to choose by.")
     ] = False,
+    precision: Annotated[
+        Literal["auto", "fp32", "fp16", "int8"], typer.Option(help="As in [engine].")
+    ] = "auto",
 ) -> None:
     """Measure every member and every fusion rule on FER+ faces, through the chips and graphs used live.
 
@@ -43,7 +48,11 @@ def evaluate_emotion(
         faces = training.take(tuning_part(training))
     cv2.setNumThreads(1)
     store = ModelStore(default_cache())
-    ensemble = build_ensemble(EnsembleConfig(), store)
+    loader = EngineLoader(EngineConfig(precision=precision), store)
+    for name in EnsembleConfig().members:
+        if loader.is_plan_missing(name):
+            loader.build(name)
+    ensemble = build_ensemble(EnsembleConfig(), loader)
     aligner = Aligner(store.weights_file("shape_predictor_5_face_landmarks.dat"))
     outputs = run(ensemble, aligner, faces, console)
     p = probabilities(outputs.logits, outputs.knows)

@@ -287,15 +287,14 @@ def _people_given(name: str, photos: list[Path], folder: Path | None) -> dict[st
 def _enrolment(config: Path | None, state: Path | None) -> "Iterator[Enrolment]":
     """Open gallery and networks."""
     from ..daemon.config import find_config
-    from ..pipelines.assembly import StageConfigs, assemble
+    from ..pipelines.assembly import assemble
     from ..pipelines.enrolment import Enrolment
 
     settings = find_config(config)
-    stages_of = StageConfigs(
-        detector=settings.detector, ensemble=settings.ensemble, identity=settings.identity
-    )
     paths = settings.paths
-    with assemble(stages_of, state=state or paths.state, cache=paths.cache, wheels=paths.wheels) as stages:
+    with assemble(
+        settings.stages, state=state or paths.state, cache=paths.cache, wheels=paths.wheels
+    ) as stages:
         space = stages.ensemble.embedding_space
         yield Enrolment(stages.gallery, stages.photo_reader(), space, settings.identity)
 

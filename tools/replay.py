@@ -25,7 +25,7 @@ from rich.progress import track
 
 from ..daemon.camera import Broken, CameraConfig, open_camera
 from ..daemon.config import find_config
-from ..pipelines.assembly import StageConfigs, Stages, assemble
+from ..pipelines.assembly import Stages, assemble
 from ..pipelines.errors import SourceError
 from ..pipelines.frame import Frame
 from ..pipelines.inference import Answer
@@ -63,19 +63,13 @@ def replay(
     if not source.exists():
         raise SourceError(f"{source} does not exist; name a video file or a folder of photos")
     settings = find_config(config)
-    configs = StageConfigs(
-        detector=settings.detector,
-        tracker=settings.tracker,
-        ensemble=settings.ensemble,
-        identity=settings.identity,
-    )
     paths = settings.paths
     with (
         tempfile.TemporaryDirectory(prefix="visaged-replay-") as folder,
         open_lines(as_json) as json_lines,
     ):
         copy_gallery(paths.state, Path(folder))
-        with assemble(configs, state=Path(folder), cache=paths.cache, wheels=paths.wheels) as stages:
+        with assemble(settings.stages, state=Path(folder), cache=paths.cache, wheels=paths.wheels) as stages:
             replayed = replay_source(
                 stages, source, json_lines=json_lines, annotated=annotate, show_progress=sys.stderr.isatty()
             )

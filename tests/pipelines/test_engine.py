@@ -1,65 +1,13 @@
-"""The engine slot under fire, and ONNX Runtime on real and on broken files."""
+"""ONNX Runtime on real and on broken files."""
 
-import threading
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from visaged.pipelines.engine import EngineSlot
 from visaged.pipelines.errors import ModelError
 from visaged.pipelines.ort_engine import OrtEngine
-
-F32 = npt.NDArray[np.float32]
-
-
-class CountingEngine:
-    """Answers with its own generation; refuses to run when closed."""
-
-    def __init__(self, generation: int) -> None:
-        self.generation = generation
-        self.is_open = True
-
-    def infer(self, inputs: F32) -> Mapping[str, F32]:
-        assert self.is_open, "a closed engine ran"
-        return {"y": np.full(len(inputs), self.generation, np.float32)}
-
-    def close(self) -> None:
-        self.is_open = False
-
-
-def test_swaps_under_load_never_mix_generations_or_run_a_closed_engine() -> None:
-    slot = EngineSlot(CountingEngine(0))
-    wrong: list[str] = []
-    done = threading.Event()
-
-    def infer_all_the_time() -> None:
-        while not done.is_set():
-            outputs, generation = slot.infer(np.zeros(8, np.float32))
-            if set(outputs["y"]) != {generation}:
-                wrong.append(f"{generation}: {outputs['y']}")
-
-    thread = threading.Thread(target=infer_all_the_time)
-    thread.start()
-    for generation in range(1, 500):
-        slot.swap(CountingEngine(generation))
-    done.set()
-    thread.join()
-
-    assert wrong == []
-    assert slot.infer(np.zeros(1, np.float32))[1] == 499
-
-
-def test_a_rollback_brings_the_engine_before_the_swap_back_once() -> None:
-    slot = EngineSlot(CountingEngine(1))
-    slot.swap(CountingEngine(2))
-
-    assert slot.rollback()
-    assert slot.infer(np.zeros(1, np.float32))[1] == 1
-    assert not slot.rollback()
 
 
 @pytest.fixture

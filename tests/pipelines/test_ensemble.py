@@ -6,12 +6,14 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import pytest
-from visaged.pipelines.engine import EngineSlot
+from visaged.pipelines.engine import EngineConfig, Inputs
+from visaged.pipelines.engine_loader import EngineInfo, EngineLoader
 from visaged.pipelines.ensemble import Ensemble, EnsembleConfig, Member, blank_chips, build_ensemble
 from visaged.pipelines.errors import ConfigError
 from visaged.pipelines.fuser import Fuser
 from visaged.pipelines.message import EMOTIONS
 from visaged.pipelines.model_store import ModelStore
+from visaged.pipelines.plan import Backend, Precision
 from visaged.pipelines.registry import ChipRecipe, Colour, Network, Output
 from visaged.pipelines.release import factory_release
 
@@ -19,18 +21,24 @@ F32 = npt.NDArray[np.float32]
 RECIPE = ChipRecipe(size=2, padding=0.0, colour=Colour.GREY, mean=(0.0,), scale=1.0)
 
 
+INFO = EngineInfo(backend=Backend.ONNXRUNTIME, precision=Precision.FP32, device="cpu")
+
+
+@pytest.fixture
+def loader(store: ModelStore) -> EngineLoader:
+    return EngineLoader(EngineConfig(), store)
+
+
 class EchoEngine:
     """Answers every output with the mean of each chip; notes the batches it saw."""
-
-    generation = 0
 
     def __init__(self, outputs: Mapping[str, int]) -> None:
         self.outputs = outputs
         self.batches: list[int] = []
 
-    def infer(self, inputs: F32) -> Mapping[str, F32]:
+    def infer(self, inputs: Inputs) -> Mapping[str, F32]:
         self.batches.append(len(inputs))
-        mean = inputs.mean(axis=(1, 2, 3), keepdims=False)
+        mean = np.asarray(inputs, np.float32).mean(axis=(1, 2, 3))
         return {name: np.repeat(mean[:, None], dim, axis=1) for name, dim in self.outputs.items()}
 
     def close(self) -> None:
@@ -51,7 +59,7 @@ TWO_CLASSES = network(
 
 def ensemble_of(max_batch: int = 16) -> tuple[Ensemble, EchoEngine]:
     embedder, two = EchoEngine({"e": 4}), EchoEngine({"l": 2})
-    members = [Member(EMBEDDER, EngineSlot(embedder), "1"), Member(TWO_CLASSES, EngineSlot(two), "2")]
+    members = [Member(EMBEDDER, embedder, "1", INFO), Member(TWO_CLASSES, two, "2", INFO)]
     return Ensemble(members, max_batch=max_batch), two
 
 
@@ -79,11 +87,11 @@ def test_a_large_batch_is_cut_and_put_together_in_order() -> None:
 
 def test_an_ensemble_needs_exactly_one_embedder() -> None:
     with pytest.raises(ValueError, match="exactly one"):
-        Ensemble([Member(TWO_CLASSES, EngineSlot(EchoEngine({"l": 2})), "2")])
+        Ensemble([Member(TWO_CLASSES, EchoEngine({"l": 2}), "2", INFO)])
 
 
-def test_the_default_ensemble_runs_and_fuses_to_probabilities(store: ModelStore) -> None:
-    ensemble = build_ensemble(EnsembleConfig(), store)
+def test_the_default_ensemble_runs_and_fuses_to_probabilities(loader: EngineLoader) -> None:
+    ensemble = build_ensemble(EnsembleConfig(), loader)
 
     outputs = ensemble.infer({recipe: blank_chips(recipe, 2) for recipe in ensemble.recipes})
     p, disagreement = Fuser("sum").fuse(outputs)
@@ -95,14 +103,14 @@ def test_the_default_ensemble_runs_and_fuses_to_probabilities(store: ModelStore)
     ensemble.close()
 
 
-def test_an_unknown_member_is_named_with_what_is_known(store: ModelStore) -> None:
+def test_an_unknown_member_is_named_with_what_is_known(loader: EngineLoader) -> None:
     with pytest.raises(ConfigError, match=r"'face-resnot'.*face-resnet"):
-        build_ensemble(EnsembleConfig(members=("face-resnot",)), store)
+        build_ensemble(EnsembleConfig(members=("face-resnot",)), loader)
 
 
-def test_members_that_cannot_work_together_are_refused(store: ModelStore) -> None:
+def test_members_that_cannot_work_together_are_refused(loader: EngineLoader) -> None:
     with pytest.raises(ConfigError, match="exactly one"):
-        build_ensemble(EnsembleConfig(members=("emotion-xception",)), store)
+        build_ensemble(EnsembleConfig(members=("emotion-xception",)), loader)
 
 
 def test_a_release_is_named_by_everything_that_decides_its_answers() -> None:

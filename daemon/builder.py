@@ -1,0 +1,35 @@
+"""The build process: builds the plans that are missing, at low priority, and ends.
+
+infer starts it (`engine_upgrade.py`) and takes the plans over when it has ended with 0.
+"""
+
+import logging
+import os
+import threading
+
+from ..pipelines.engine_loader import EngineLoader
+from ..pipelines.model_store import ModelStore
+from .config import Config
+
+log = logging.getLogger(__name__)
+
+NICENESS = 19  # whatever serves comes first
+
+
+def run_build(config: Config, stop: threading.Event) -> int:
+    """Build every missing plan of `config`, or until `stop`; return the exit code.
+
+    Raises:
+        ModelError: one cannot be built; those before it are kept.
+        ConfigError: the configuration asks for what this machine has not.
+    """
+    os.nice(NICENESS)
+    models = ModelStore(config.paths.cache, config.paths.wheels)
+    loader = EngineLoader(config.engine, models, max_batch=config.ensemble.max_batch)
+    for network in config.stages.networks:
+        if stop.is_set():
+            return 1
+        if loader.is_plan_missing(network):
+            loader.build(network)
+            log.info("built the plan of %s", network)
+    return 0
