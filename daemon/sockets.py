@@ -52,6 +52,11 @@ class _Owner:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _retry_every(self, milliseconds: int) -> None:
+        """Try again as often when nobody serves the endpoint; waits do not grow."""
+        self._socket.setsockopt(zmq.RECONNECT_IVL, milliseconds)
+        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 0)
+
     def _bind(self, endpoint: str) -> None:
         try:
             if endpoint.startswith("ipc://"):
@@ -110,8 +115,7 @@ class FramesReader:
             endpoint = endpoint_of(runtime, "frames", camera)
             owner = _Owner(zmq.PULL, CHANNELS["frames"].depth, MAX_DESCRIPTOR_BYTES)
             # a camera starts after us: every 20 ms of waiting is a frame dropped as queue_full
-            owner._socket.setsockopt(zmq.RECONNECT_IVL, 20)
-            owner._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 0)
+            owner._retry_every(20)
             owner._connect(endpoint)
             self._owners[camera] = owner
             self._names[owner._socket] = camera
@@ -191,6 +195,9 @@ class ResultsSubscriber(_Owner):
         super().__init__(zmq.SUB, CHANNELS["results"].depth, MAX_RESULT_BYTES)
         for topic in topics:
             self._socket.subscribe(topic)
+        if endpoint.startswith("ipc://"):
+            # a client may be there before the daemon: what is published while it waits is lost to it
+            self._retry_every(20)
         self._connect(endpoint)
 
     def receive(self, timeout_ms: int | None) -> list[bytes] | None:
