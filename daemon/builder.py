@@ -29,7 +29,6 @@ def run_build(config: Config, stop: threading.Event) -> int:
     for network in config.stages.networks:
         if stop.is_set():
             return 1
-        if loader.is_plan_missing(network):
-            loader.build(network)
+        if loader.build_missing([network]):
             log.info("built the plan of %s", network)
     return 0

@@ -105,9 +105,7 @@ def assemble(
     loader = EngineLoader(configs.engine, store, max_batch=configs.ensemble.max_batch)
     check_members(configs.ensemble)
     if may_wait:
-        for network in configs.networks:
-            if loader.is_plan_missing(network):
-                loader.build(network)
+        loader.build_missing(configs.networks)
     ensemble = build_ensemble(configs.ensemble, loader)
     detector = build_detector(configs.detector, store, lambda: _mmod(loader, cache))
     gallery = Gallery(state)

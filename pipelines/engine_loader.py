@@ -6,6 +6,7 @@ from its imported ONNX file on ONNX Runtime until the plan is there.
 
 import hashlib
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from msgspec import Struct
@@ -101,9 +102,8 @@ def _backend(config: EngineConfig) -> Backend:
             f"[engine] backend {backend.value} is not installed; "
             f"run `pip install 'visaged[{EXTRA_OF[backend]}]'`, or set another"
         )
-    if backend.needs_gpu == (config.device == CPU) or (
-        not backend.needs_gpu and config.device.startswith("cuda")
-    ):
+    wants_gpu = config.device.startswith("cuda")
+    if (wants_gpu and not backend.needs_gpu) or (config.device == CPU and backend.needs_gpu):
         raise ConfigError(f'[engine] backend {backend.value} does not run on device "{config.device}"')
     return backend
 
@@ -119,7 +119,7 @@ class EngineLoader:
         """
         self.choice = choose(config)
         self._models = models
-        self._plans = PlanStore(models.cache_dir)
+        self.plans = PlanStore(models.cache_dir)
         self._max_batch, self._threads = max_batch, config.threads
 
     def gpu(self) -> cuda_device.Gpu | None:
@@ -151,7 +151,18 @@ class EngineLoader:
         Raises:
             ModelError: it cannot be built; nothing has changed.
         """
-        build_plan(self.order(network), self._models, self._plans)
+        build_plan(self.order(network), self._models, self.plans)
+
+    def build_missing(self, networks: Iterable[str]) -> list[str]:
+        """Build the plans that are missing of `networks`, and return of which.
+
+        Raises:
+            ModelError: one cannot be built; those before it are kept.
+        """
+        missing = [network for network in networks if self.is_plan_missing(network)]
+        for network in missing:
+            self.build(network)
+        return missing
 
     def load(self, network: str) -> Loaded:
         """Return `network` on its plan, or on ONNX Runtime when that cannot be had.
@@ -170,11 +181,11 @@ class EngineLoader:
         except ModelError as error:
             log.warning("could not load a plan, ONNX Runtime stands in: %s", error)
             return self._load_onnx(network, order, str(error))
-        self._plans.promote(plan)
+        self.plans.promote(plan)
         return loaded
 
     def _find(self, order: PlanOrder) -> StoredPlan | None:
-        return self._plans.find(key_of(order, self._models.ensure(order.network)))
+        return self.plans.find(key_of(order, self._models.ensure(order.network)))
 
     def _load_plan(self, plan: StoredPlan, order: PlanOrder) -> Loaded:
         record = plan.record

@@ -62,6 +62,11 @@ class PlainRecipe:
         return np.array(self.encoder.compute_face_descriptor(chip), dtype=np.float32)
 
 
+def cnn_detector(path: Path) -> Any:
+    """Return dlib's CNN face detector, its weights read; called with a frame and 0, no upsampling."""
+    return dlib.cnn_face_detection_model_v1(str(path))
+
+
 def build() -> dict[str, str | bool]:
     """Return how this dlib was built, as far as it decides its speed."""
     return {

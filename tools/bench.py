@@ -24,15 +24,25 @@ from ..pipelines.errors import ConfigError, SourceError
 from ..pipelines.model_store import ModelStore
 from .baseline import PlainRecipe
 from .bench_embedding import bench_embedding, chips_of
+from .bench_engines import bench_engines, engines_rows
 from .bench_live import bench_live
 from .bench_recipe import bench_recipe
 from .demo_material import compose_scene, gather, write_scene
 from .resources import cores, cpu_model, load_average, memory_bytes
 
-PARTS = ("live", "embedding", "recipe")
+PARTS = ("live", "embedding", "recipe", "engines")
 SCENE_S = 10.0
 PLAIN_FRAMES = 24  # of the recipe; at about a second each
-PACKAGES = ("visaged", "numpy", "onnxruntime", "opencv-python-headless", "dlib-bin", "dlib", "pyzmq")
+PACKAGES = (
+    "visaged",
+    "numpy",
+    "onnxruntime",
+    "openvino",
+    "opencv-python-headless",
+    "dlib-bin",
+    "dlib",
+    "pyzmq",
+)
 BUDGETS = {
     "capture_to_publish_ms": 66.0,
     "cores": 1.2,
@@ -40,11 +50,16 @@ BUDGETS = {
     "embedding_ms": 6.0,
     "ratio": 20.0,
 }
+ENGINE_BUDGETS = {  # times as fast as dlib's own code on the same core
+    "onnxruntime fp32 batch 8": 12.0,
+    "onnxruntime int8 batch 8": 35.0,
+    "mmod onnxruntime fp32": 15.0,
+}
 
 
 def bench(
     part: Annotated[
-        list[str] | None, typer.Option(help="live, embedding or recipe; all when left out.")
+        list[str] | None, typer.Option(help="live, embedding, recipe or engines; all when left out.")
     ] = None,
     seconds: Annotated[float, typer.Option(min=2, help="How long the live daemon is measured.")] = 30.0,
     as_json: Annotated[Path | None, typer.Option("--json", help="Write the figures as JSON here.")] = None,
@@ -54,7 +69,7 @@ def bench(
 
     live: the real daemon on a 720p camera at 30 frames per second with six faces. embedding: one face on one
     core, ours and dlib's. recipe: frames per second end to end, against detecting and encoding every
-    frame as the package face_recognition does.
+    frame as the package face_recognition does. engines: every engine of this machine's CPU against dlib's.
 
     Examples:
       visaged bench
@@ -101,6 +116,11 @@ def measure(
                     still = compose_scene(material)
                     chips = chips_of(still, stages.detector.detect(still))
                     figures["embedding"] = bench_embedding(chips, stages.ensemble, recipe)
+            if "engines" in parts:
+                with console.status("engines: every one of this CPU, and dlib's own code"):
+                    still = compose_scene(material)
+                    chips = chips_of(still, stages.detector.detect(still))
+                    figures["engines"] = bench_engines(still, chips, recipe, ModelStore(cache, wheels))
             if "recipe" in parts:
                 with console.status("recipe: end to end, ours and face_recognition's"):
                     figures["recipe"] = bench_recipe(scene, truth, recipe, stages, PLAIN_FRAMES)
@@ -181,6 +201,8 @@ def rows_of(figures: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         yield "embedding, one core, one face", f"{ours['batch_1']} ms", f"{BUDGETS['embedding_ms']:g} ms"
         yield "embedding, one core, six faces, each", f"{ours['batch_6']} ms", ""
         yield "embedding, dlib's own code", f"{embedding['dlib_ms_per_face']} ms", ""
+    if engines := figures.get("engines"):
+        yield from engines_rows(engines, ENGINE_BUDGETS)
     if recipe := figures.get("recipe"):
         for name in ("visaged", "face_recognition"):
             part = recipe[name]

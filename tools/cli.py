@@ -33,6 +33,7 @@ class Command:
 COMMANDS = (
     Command("run", SERVE, "run", "run", "Run the daemon: cameras in, faces out."),
     Command("watch", SERVE, "watch", "watch", "Show live what the daemon publishes."),
+    Command("status", SERVE, "status", "status", "Ask the running daemon how it is."),
     Command(
         "enroll", PEOPLE, "people", "enroll", "Give a name to a face: from photos, folders or a live track."
     ),
@@ -56,6 +57,13 @@ COMMANDS = (
         "evaluate_emotion",
         "evaluate_emotion",
         "Measure the emotion members on FER+.",
+    ),
+    Command(
+        "evaluate-identity",
+        SET_UP,
+        "evaluate_identity",
+        "evaluate_identity",
+        "Measure on LFW how well people are told apart.",
     ),
     Command("schema", SET_UP, "schema", "schema", "Print the JSON Schema of the results."),
     Command("version", SET_UP, "version", "version", "Print the version."),

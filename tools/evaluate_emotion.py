@@ -49,9 +49,7 @@ def evaluate_emotion(
     cv2.setNumThreads(1)
     store = ModelStore(default_cache())
     loader = EngineLoader(EngineConfig(precision=precision), store)
-    for name in EnsembleConfig().members:
-        if loader.is_plan_missing(name):
-            loader.build(name)
+    loader.build_missing(EnsembleConfig().members)
     ensemble = build_ensemble(EnsembleConfig(), loader)
     aligner = Aligner(store.weights_file("shape_predictor_5_face_landmarks.dat"))
     outputs = run(ensemble, aligner, faces, console)

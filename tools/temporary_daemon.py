@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -32,8 +32,18 @@ class TemporaryDaemon:
     The folder exists from the beginning, so that people can be enrolled before `start`.
     """
 
-    def __init__(self, cameras: Sequence[CameraConfig], *, cache: Path, wheels: Path | None) -> None:
-        """Write the configuration; models come from `cache`, everything else is new and empty."""
+    def __init__(
+        self,
+        cameras: Sequence[CameraConfig],
+        *,
+        cache: Path,
+        wheels: Path | None,
+        tables: Mapping[str, Mapping[str, object]] | None = None,
+    ) -> None:
+        """Write the configuration, with more `tables` where given.
+
+        Models come from `cache`, everything else is new and empty.
+        """
         self.folder = Path(tempfile.mkdtemp(prefix="visaged-"))
         self.cameras = tuple(camera.name for camera in cameras)
         self.instance = f"temporary-{os.getpid()}"
@@ -46,12 +56,13 @@ class TemporaryDaemon:
         paths = {"state": self.folder / "state", "runtime": self.runtime, "cache": cache}
         if wheels is not None:
             paths["wheels"] = wheels
-        tables: dict[str, dict[str, object]] = {
+        all_tables: dict[str, Mapping[str, object]] = {
             "paths": {key: str(path.absolute()) for key, path in paths.items()},
             "metrics": {"port": 0},
+            **(tables or {}),
         }
         text = f'instance = "{self.instance}"\n' + "".join(
-            f"\n[{name}]\n{toml_lines(table)}" for name, table in tables.items()
+            f"\n[{name}]\n{toml_lines(table)}" for name, table in all_tables.items()
         )
         self.config_file.write_text(text + "".join(f"\n[[camera]]\n{camera_lines(c)}" for c in cameras))
 
@@ -132,6 +143,6 @@ def camera_lines(camera: CameraConfig) -> str:
     return toml_lines(kept)
 
 
-def toml_lines(table: dict[str, object]) -> str:
+def toml_lines(table: Mapping[str, object]) -> str:
     """Return `key = value` lines; strings, numbers and booleans have the same form in TOML as in JSON."""
     return "".join(f"{key} = {msgspec.json.encode(value).decode()}\n" for key, value in table.items())

@@ -1,5 +1,6 @@
 """The inference process's loop, in this process, with real networks and no camera."""
 
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from visaged.daemon.infer import Inference
 from visaged.daemon.intake import Taken
 from visaged.daemon.metrics import InferMetrics
 from visaged.daemon.outline import PathsConfig
+from visaged.pipelines.engine import EngineConfig
 from visaged.pipelines.frame import Frame
 
 
@@ -26,7 +28,7 @@ def test_a_frame_that_cannot_be_worked_on_is_dropped_and_the_next_is_answered(
             rgb = np.zeros((120, 160, 3), np.uint8)
             inference._answer([Taken(Frame("a", seq, seq, rgb), 0.0, "replay")])
 
-        def refuse(work: object) -> None:
+        def refuse(work: object, places: object) -> None:
             raise ValueError("landmarks must be finite")
 
         with monkeypatch.context() as patched:
@@ -37,3 +39,79 @@ def test_a_frame_that_cannot_be_worked_on_is_dropped_and_the_next_is_answered(
 
     assert book.dropped["bad_frame"] == 1
     assert (book.captured, book.published, book.in_flight) == (2, 1, 0)
+
+
+@pytest.fixture
+def two_cameras(runtime: Path, tmp_path: Path, cache: Path) -> Iterator[Callable[[float], Inference]]:
+    """Make the inference of two cameras that wait for each other for so many milliseconds."""
+    made: list[Inference] = []
+
+    def make(batch_wait_ms: float) -> Inference:
+        paths = PathsConfig(state=tmp_path, runtime=runtime, cache=cache, shm=tmp_path)
+        cameras = tuple(CameraConfig(name=name, source="synthetic:pattern") for name in "ab")
+        config = Config(paths=paths, camera=cameras, engine=EngineConfig(batch_wait_ms=batch_wait_ms))
+        made.append(Inference(config, InferMetrics("infer")))
+        return made[-1]
+
+    yield make
+    for inference in made:
+        inference.close()
+
+
+class FakeIntake:
+    """Cameras whose frames come at given times, in seconds of a clock that only waiting moves."""
+
+    def __init__(self, arrivals: dict[str, float]) -> None:
+        self.now_s = 0.0
+        self._arrivals = dict(arrivals)
+
+    def wait(self, timeout_ms: float, without: Collection[str] = ()) -> list[str]:
+        coming = {c: at for c, at in self._arrivals.items() if c not in without}
+        due = [at for at in coming.values() if at <= self.now_s + timeout_ms / 1e3]
+        self.now_s = max(self.now_s, min(due)) if due else self.now_s + timeout_ms / 1e3
+        return [c for c, at in coming.items() if at <= self.now_s]
+
+    def take(self, camera: str) -> Taken:
+        del self._arrivals[camera]
+        return Taken(Frame(camera, 1, 1, np.zeros((4, 4, 3), np.uint8)), 0.0, "live")
+
+
+@pytest.mark.parametrize(
+    ("wait_ms", "arrivals", "together"),
+    [
+        (0, {"a": 0.0, "b": 0.004}, ["a"]),
+        (10, {"a": 0.0, "b": 0.004}, ["a", "b"]),
+        (10, {"a": 0.0, "b": 0.020}, ["a"]),
+        (10, {"b": 0.001, "a": 0.001}, ["a", "b"]),
+    ],
+)
+def test_a_frame_waits_for_those_of_other_cameras_until_its_deadline(
+    two_cameras: Callable[[float], Inference],
+    monkeypatch: pytest.MonkeyPatch,
+    wait_ms: float,
+    arrivals: dict[str, float],
+    together: list[str],
+) -> None:
+    inference = two_cameras(wait_ms)
+    intake = FakeIntake(arrivals)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(inference, "_intake", intake)
+        patched.setattr("visaged.daemon.infer.time.monotonic", lambda: intake.now_s + 1)
+        batch = inference._gather()
+
+    assert sorted(taken.frame.camera for taken in batch) == together
+
+
+def test_a_full_batch_does_not_wait(
+    two_cameras: Callable[[float], Inference], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inference = two_cameras(100)
+    intake = FakeIntake({"a": 0.0, "b": 0.001})
+
+    with monkeypatch.context() as patched:
+        patched.setattr(inference, "_intake", intake)
+        patched.setattr("visaged.daemon.infer.time.monotonic", lambda: intake.now_s + 1)
+        inference._gather()
+
+    assert intake.now_s < 0.01

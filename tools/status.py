@@ -1,0 +1,59 @@
+"""`visaged status`: how the running daemon is: release, engines, cameras."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ..daemon import toml_file
+from ..daemon.control import ControlClient, Status
+from ..daemon.outline import Outline, load_outline
+
+
+def status(
+    config: Annotated[
+        Path | None, typer.Option(help="The TOML file; only its runtime folder counts.")
+    ] = None,
+) -> None:
+    """Ask the running daemon how it is: which engines run, what every camera captured and published.
+
+    Exit code 1 when no daemon answers.
+
+    Example:
+      visaged status
+    """
+    file = toml_file.find_file(config)
+    outline = load_outline(file) if file else Outline()
+    with ControlClient(outline.paths.runtime) as control:
+        answer = control.request(Status())
+    console = Console()
+    for line in lines_of(answer):
+        console.print(line, highlight=False, soft_wrap=True)
+    console.print(cameras_of(answer["cameras"]))
+
+
+def lines_of(answer: dict[str, Any]) -> list[str]:
+    """Return release and engines, a line each."""
+    lines = [f"release {answer['release']['id']}"]
+    for name, engine in answer["engines"].items():
+        line = f"  {name}: {engine['precision']} on {engine['backend']}, {engine['device']}"
+        if engine["plan"]:
+            line += f", plan {engine['plan']}"
+        if engine["is_fallback"]:
+            line += f"  [yellow]stands in: {engine['reason']}[/yellow]"
+        lines.append(line)
+    if answer["upgrade"] not in ("none needed", "done"):
+        lines.append(f"  plans: {answer['upgrade']}")
+    return lines
+
+
+def cameras_of(cameras: dict[str, Any]) -> Table:
+    """Return the books of all cameras."""
+    table = Table("camera", "captured", "published", "in flight", "dropped", box=None)
+    for name, book in cameras.items():
+        dropped = ", ".join(f"{n} {reason}" for reason, n in book["dropped"].items() if n) or "none"
+        counts = (str(book[what]) for what in ("captured", "published", "in_flight"))
+        table.add_row(name, *counts, dropped)
+    return table
