@@ -210,6 +210,7 @@ class InferencePipeline:
         The turns are spread over `refresh_every` frames, so that no frame waits for many faces at once.
         """
         urgent = [t for t in seen if t.id not in view.analyses or view.tracker.wants_embedding(t.id)]
+        urgent.sort(key=lambda t: view.analyses[t.id].seq if t.id in view.analyses else -1)
         every = self._ensemble_config.refresh_every
         waiting = [t for t in seen if t not in urgent and frame.seq - view.analyses[t.id].seq >= every]
         waiting.sort(key=lambda track: view.analyses[track.id].seq)

@@ -1,12 +1,18 @@
 """The hot path on a photo that moves: real detector, real networks, real gallery."""
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pytest
+from visaged.pipelines.archives import fetch
 from visaged.pipelines.assembly import StageConfigs, Stages, assemble
+from visaged.pipelines.ensemble import Ensemble, build_ensemble
+from visaged.pipelines.errors import ModelError
 from visaged.pipelines.frame import Frame
 from visaged.pipelines.inference import Answer, InferencePipeline, Scan
 
@@ -134,3 +140,52 @@ def test_a_frame_without_faces_has_an_empty_answer(pipeline: InferencePipeline) 
 
     assert answer.faces == []
     assert "detect" in answer.stages_ms
+
+
+def test_few_places_are_shared_between_cameras_and_everybody_has_a_turn(stages: Stages, cache: Path) -> None:
+    bgr = cv2.imread(str(fetch("demo/five_people.jpg", cache)))
+    assert bgr is not None
+    crowd = np.ascontiguousarray(bgr[..., ::-1]).astype(np.uint8)
+    pipeline = stages.pipeline()
+    for camera in ("left", "right"):
+        pipeline.add_camera(camera)
+    n_shown: list[tuple[int, int]] = []
+
+    for seq in range(1, 7):
+        frames = [Frame(camera, seq, seq * STEP_NS, crowd) for camera in ("left", "right")]
+        scans = [pipeline.scan(frame) for frame in frames]
+        answers = pipeline.run(list(zip(frames, scans, strict=True)), places=4)
+        n_shown.append((len(answers[0].faces), len(answers[1].faces)))
+
+    n_faces = len(pipeline.scan(Frame("left", 1, STEP_NS, crowd)).detections)
+    assert n_faces >= 4
+    assert n_shown[0] == (2, 2)
+    assert n_shown[-1] == (n_faces, n_faces)
+
+
+def test_an_ensemble_takes_over_between_two_batches(stages: Stages, astronaut: U8) -> None:
+    pipeline = stages.pipeline()
+    pipeline.add_camera("door")
+    before = follow(pipeline, astronaut, 3)[-1]
+    other = build_ensemble(stages.configs.ensemble, stages.loader)
+
+    retired = pipeline.swap(other)
+    retired.close()
+    frame = moved(astronaut, 4)
+    after = pipeline.run([(frame, pipeline.scan(frame))])[0]
+
+    assert [face.track for face in after.faces] == [face.track for face in before.faces]
+    other.close()
+    stages.ensemble = build_ensemble(stages.configs.ensemble, stages.loader)  # for the fixture to close
+
+
+def test_an_ensemble_of_another_space_is_refused(stages: Stages) -> None:
+    pipeline = stages.pipeline()
+    members = [
+        dataclasses.replace(m, network=msgspec.structs.replace(m.network, name=f"other-{m.network.name}"))
+        for m in stages.ensemble.members
+    ]
+
+    with pytest.raises(ModelError, match="cannot be compared"):
+        pipeline.swap(Ensemble(members))
+    assert pipeline.ensemble is stages.ensemble
