@@ -20,6 +20,8 @@ from rich.table import Table
 
 from ..daemon.config import find_config
 from ..pipelines.assembly import StageConfigs, Stages, assemble
+from ..pipelines.engine import EngineConfig
+from ..pipelines.engine_loader import EngineLoader
 from ..pipelines.errors import ConfigError, SourceError
 from ..pipelines.model_store import ModelStore
 from .baseline import PlainRecipe
@@ -107,6 +109,8 @@ def measure(
         scene = Path(folder) / "scene.mp4"
         with console.status("making the 720p video"):
             truth = write_scene(material, scene, seconds=SCENE_S)
+        with console.status("building missing plans"):
+            EngineLoader(EngineConfig(), ModelStore(cache, wheels)).build_missing(StageConfigs().networks)
         if "live" in parts:
             with console.status(f"live: the daemon for {seconds:.0f} s"):
                 figures["live"] = bench_live(scene, seconds, cache=cache, wheels=wheels)

@@ -134,7 +134,7 @@ def test_figures_become_a_table_and_json(tmp_path: Path) -> None:
     assert "20.0 ms" in text
     assert msgspec.json.decode((tmp_path / "bench.json").read_bytes())["live"]["cores"] == 0.9
     assert set(figures["machine"]) >= {"cpu", "cores", "date", "packages"}
-    assert PARTS == ("live", "embedding", "recipe")
+    assert PARTS == ("live", "embedding", "recipe", "engines")
 
 
 def test_json_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
