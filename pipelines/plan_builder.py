@@ -34,6 +34,9 @@ from .trt_builder import build_trt_plan
 
 F32 = npt.NDArray[np.float32]
 
+BUILDER_VERSION = 1
+"""Raised whenever the same network and ranges become another plan here; part of every plan's key."""
+
 ANY_BATCH = 256  # what the CPU backends take; their plans do not depend on it
 DETECTOR_FRAMES = (
     (720, 1280),
@@ -88,7 +91,7 @@ def key_of(order: PlanOrder, onnx_path: Path) -> PlanKey:
         precision=order.precision,
         profile=_profile_of(order),
         hardware=_hardware_of(order),
-        flags=("no TF32",) if order.backend.needs_gpu else (),
+        flags=(f"builder {BUILDER_VERSION}", *(["no TF32"] if order.backend.needs_gpu else [])),
         ranges_sha256=ranges.sha256 if ranges else "",
     )
 
@@ -132,19 +135,22 @@ def verify(
 ) -> ParityReport:
     """Return how far the plan `data` is from the fp32 network at `onnx_path`, over real faces.
 
-    A GPU's plan on a machine without one is stood for by `graph`, its ONNX in the same precision.
+    A plan for another GPU, or for any where there is none, is stood for by `graph`, its ONNX in the same
+    precision.
     """
-    runs_here = not order.backend.needs_gpu or cuda_device.can_run(order.device)
+    runs_here = _runs_here(order)
     with tempfile.TemporaryDirectory(prefix="visaged-verify-") as folder:
         path = Path(folder) / "plan"
         path.write_bytes(data if runs_here else graph)
         engine = open_engine(path, order.backend if runs_here else Backend.ONNXRUNTIME, device=order.device)
         reference = OrtEngine(onnx_path)
+        batches = parity_inputs(order.network) if inputs is None else inputs
+        most = order.max_batch  # a GPU's plan takes no more
         try:
             return compare(
                 engine,
                 reference,
-                parity_inputs(order.network) if inputs is None else inputs,
+                [batch[start : start + most] for batch in batches for start in range(0, len(batch), most)],
                 tolerances(order.network, order.precision),
                 ran="the plan" if runs_here else "its graph on ONNX Runtime",
             )
@@ -157,15 +163,41 @@ def verify_stored(plan: StoredPlan, models: ModelStore, inputs: list[F32] | None
     """Return how far a stored plan is from its fp32 network, over `inputs` or the face that is shipped.
 
     Raises:
-        ModelError: the plan is damaged, or its network was imported anew since.
+        ModelError: the plan is damaged, its network was imported anew since, or it cannot run here and was
+            built with other INT8 ranges than those that are shipped.
     """
     key = plan.record.key
     onnx_path = models.ensure(key.network)
     if not plan.is_whole or hashlib.sha256(onnx_path.read_bytes()).hexdigest() != key.onnx_sha256:
         raise ModelError(f"{key} is damaged or of an older network; build it again with `visaged build`")
-    order = PlanOrder(network=key.network, backend=key.backend, precision=key.precision)
-    graph = _in_precision(order, onnx_path.read_bytes())
+    order = PlanOrder(
+        network=key.network,
+        backend=key.backend,
+        precision=key.precision,
+        max_batch=key.profile.maximum[0],
+        compute_capabilities=tuple(
+            name for name in key.hardware.compute_capability.split(",") if name[:2] == "SM"
+        ),
+    )
+    graph = b""
+    if not _runs_here(order):
+        shipped = ranges_path(key.network)
+        if key.ranges_sha256 and not (shipped.exists() and read_ranges(shipped).sha256 == key.ranges_sha256):
+            raise ModelError(
+                f"{key} was built with INT8 ranges of your own; verify it on a GPU that it is for"
+            )
+        graph = _in_precision(order, onnx_path.read_bytes())
     return verify(order, onnx_path, graph, plan.path.read_bytes(), inputs)
+
+
+def _runs_here(order: PlanOrder) -> bool:
+    """Whether the plan itself can run on this machine: there is a GPU, and it is one that it is for."""
+    if not order.backend.needs_gpu:
+        return True
+    if not cuda_device.can_run(order.device):
+        return False
+    mine = f"SM{cuda_device.open_gpu(order.device).compute_capability.replace('.', '')}"
+    return not order.compute_capabilities or mine in order.compute_capabilities
 
 
 def open_engine(path: Path, backend: Backend, *, threads: int = 1, device: str = "cuda:0") -> Engine:
