@@ -1,0 +1,1 @@
+"""How the networks learn: samples, augmentation, networks, losses, training. Needs the extra `learn`."""

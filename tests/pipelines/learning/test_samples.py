@@ -1,0 +1,59 @@
+"""Samples and their split: by group, decided once, before anything is done to them."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from visaged.pipelines.learning.samples import PARTS, TEST, Samples, picture_digests, split_of
+
+
+def samples_of(n: int) -> Samples:
+    pictures = np.arange(n, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 1), np.uint8)
+    targets = np.eye(2, dtype=np.float32)[np.arange(n) % 2]
+    return Samples(pictures, targets, np.array([f"p{i // 2}" for i in range(n)]), ("no", "yes"))
+
+
+@given(st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=50))
+def test_a_group_is_never_in_two_parts_and_keeps_its_part_when_others_come(groups: list[str]) -> None:
+    parts = split_of(groups)
+
+    assert set(parts) <= set(PARTS)
+    for group in groups:
+        assert set(parts[np.array(groups) == group]) == {split_of([group])[0]}
+
+
+def test_the_parts_have_about_the_shares_asked_for() -> None:
+    parts = split_of([f"person {i}" for i in range(5000)], tune=0.1, test=0.2)
+
+    shares = [float((parts == part).mean()) for part in PARTS]
+    assert shares == pytest.approx([0.7, 0.1, 0.2], abs=0.02)
+
+
+def test_no_test_share_gives_no_test_part() -> None:
+    assert TEST not in split_of([f"person {i}" for i in range(500)], test=0.0)
+
+
+def test_taking_keeps_pictures_labels_and_groups_together() -> None:
+    taken = samples_of(6).take(np.array([5, 0]))
+
+    assert taken.pictures[:, 0, 0, 0].tolist() == [5, 0]
+    assert taken.labels.tolist() == [1, 0]
+    assert taken.groups.tolist() == ["p2", "p0"]
+
+
+def test_what_does_not_fit_together_is_refused() -> None:
+    good = samples_of(2)
+
+    with pytest.raises(ValueError, match="one row of targets"):
+        Samples(good.pictures, good.targets[:1], good.groups, good.classes)
+    with pytest.raises(ValueError, match="sum to 1"):
+        Samples(good.pictures, good.targets * 2, good.groups, good.classes)
+    with pytest.raises(ValueError, match="uint8"):
+        Samples(good.pictures[..., 0], good.targets, good.groups, good.classes)
+
+
+def test_equal_pictures_have_equal_digests() -> None:
+    pictures = np.concatenate([samples_of(2).pictures, samples_of(1).pictures])
+
+    first, second, third = picture_digests(pictures)
+    assert first == third != second
