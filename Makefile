@@ -2,21 +2,24 @@
 # make test   the tests
 # make check  format, lint, types
 #
-# Each makes .venv when it is missing or older than pyproject.toml or constraints.txt.
+# Each makes .venv when it is missing or older than pyproject.toml or constraints.txt; the demo needs less in it.
 
 PYTHON ?= python3
 SOURCE ?=
 SECONDS ?=
 OUT ?= demo-output
 PYTEST_ARGS ?=
+# for the tests; EXTRAS=dev does without torch, and what needs it skips
+EXTRAS ?= dev,learn
 
 READY := .venv/.ready
+RUNS := .venv/.runs
 BIN := .venv/bin
 
 .PHONY: demo test check clean
 .DEFAULT_GOAL := demo
 
-demo: $(READY)
+demo: $(RUNS)
 	@$(BIN)/visaged demo --out "$(OUT)" $(if $(SOURCE),--source "$(SOURCE)") $(if $(SECONDS),--seconds $(SECONDS))
 
 test: $(READY)
@@ -27,14 +30,23 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy typings/visaged tests
 
-$(READY): pyproject.toml constraints.txt
+# `pip install $(1)` into .venv, which is made when it is missing
+define install
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "$(PYTHON) is older than 3.11; name a newer one: make PYTHON=python3.12" >&2; exit 1; }
-	@echo "Making .venv with $$($(PYTHON) --version): about a minute, once" >&2
-	@$(PYTHON) -m venv .venv \
+	@echo "Setting up .venv with $$($(PYTHON) --version), once: $(2)" >&2
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv \
 	  || { echo "no venv module: apt install python3-venv, then make again" >&2; rm -rf .venv; exit 1; }
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e "$(1)"
 	@touch $@
+endef
+
+$(RUNS): pyproject.toml constraints.txt
+	$(call install,.,about half a minute)
+
+$(READY): pyproject.toml constraints.txt
+	$(call install,.[$(EXTRAS)],a minute or more; torch is the large part)
+	@touch $(RUNS)
 
 clean:
 	rm -rf .venv build demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -15,11 +15,12 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ..kernels.chips import cut_chip, to_input
-from ..pipelines.dlib_faces import HogDetector, LandmarkPredictor
-from ..pipelines.errors import SourceError
-from ..pipelines.ort_engine import OrtEngine
-from ..pipelines.registry import FACE_RESNET
+from ...kernels.chips import cut_chip, to_input
+from ..dlib_faces import HogDetector, LandmarkPredictor
+from ..errors import SourceError
+from ..ort_engine import OrtEngine
+from ..registry import FACE_RESNET, FERPLUS_CLASSES
+from .samples import Samples, picture_digests
 
 F32 = npt.NDArray[np.float32]
 F16 = npt.NDArray[np.float16]
@@ -144,6 +145,36 @@ class Aligner:
             chip = cut_chip(rgb, (shaken * FACE_PX + BORDER_PX).astype(np.float32), size, padding)
             chips.append(_jitter(chip, random))
         return chips
+
+
+def as_samples(faces: Faces, pictures: U8) -> Samples:
+    """Return `faces` as samples with `pictures` `(N, S, S, C)` of them; FER+ says of nobody who it is.
+
+    So each picture is a group of its own.
+    """
+    groups = np.array(picture_digests(faces.pictures))
+    return Samples(pictures, faces.targets(), groups, FERPLUS_CLASSES)
+
+
+def align_all(
+    faces: Faces, predictor: Path, size: int, padding: float, on_progress: Callable[[int], None]
+) -> U8:
+    """Return `(N, S, S, 1)` uint8 grey chips of all faces, cut as live faces are cut.
+
+    Args:
+        faces: N of them.
+        predictor: dlib's 5-point predictor.
+        size: S in px.
+        padding: around the face in units of its size.
+        on_progress: called with the number of faces that were just done.
+    """
+    aligner = Aligner(predictor)
+    chips = np.zeros((len(faces), size, size, 1), np.uint8)
+    for index, picture in enumerate(faces.pictures):
+        frame, marks = aligner.enlarged(picture)
+        chips[index, :, :, 0] = cut_chip(frame, marks, size, padding)[:, :, 0]
+        on_progress(1)
+    return chips
 
 
 def _enlarge(picture: U8, border: int) -> U8:

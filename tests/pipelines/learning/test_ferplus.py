@@ -6,8 +6,8 @@ import pytest
 from visaged.pipelines.errors import SourceError
 from visaged.pipelines.importers.dlib_dat import read_face_resnet
 from visaged.pipelines.importers.dlib_onnx import face_resnet_onnx
+from visaged.pipelines.learning.ferplus import Aligner, Faces, load_faces, see, tuning_part
 from visaged.pipelines.model_store import ModelStore
-from visaged.tools.ferplus import Aligner, Faces, load_faces, see, tuning_part
 
 U8 = npt.NDArray[np.uint8]
 
