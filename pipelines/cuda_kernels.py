@@ -1,9 +1,13 @@
 """Chips and the detector's canvas made on the GPU, where the networks read them: the frame goes up once.
 
-Launches `chips.cu` and `pyramid.cu`; what each launch means is said there.
+Launches `chips.cu` and `pyramid.cu`; what each launch means is said there. Everything is queued on one
+stream, so that what is launched later finds what was launched before; the host waits only before it writes
+again what a copy may still read.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,7 @@ import numpy.typing as npt
 from ..kernels.cut_table import CutTable, tabulate
 from ..kernels.pyramid import MEAN, Layout
 from .cropper import Cropper
-from .cuda_device import DeviceBuffer, DeviceChips, Gpu
+from .cuda_device import DeviceBuffer, DeviceChips, Gpu, StagedBuffer
 from .cuda_source import compile_cubin
 from .registry import DLIB_SCALE, ChipRecipe, Light
 
@@ -36,6 +40,17 @@ def load_module(gpu: Gpu, name: str, cache_dir: Path) -> Any:
         return gpu.cuda.module_from_file(str(cubin))
 
 
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """The faces of one frame under one recipe: rows `first`, ... of that recipe's chips."""
+
+    frame: int  # among the frames that have faces
+    width: int  # of it, px
+    recipe: ChipRecipe
+    table: CutTable
+    first: int
+
+
 class CudaCropper:
     """A `Cropper` whose chips stay on the GPU, valid until the next call. Owned by one thread."""
 
@@ -43,14 +58,14 @@ class CudaCropper:
         """Compile and load the kernels for `gpu`.
 
         Raises:
-            ModelError: see `load_module`.
+            ModelError: see `load_module`, or the GPU has no memory left.
         """
         self._gpu, self._host = gpu, Cropper()
         module = load_module(gpu, "chips", cache_dir)
-        self._halve, self._crop = module.get_function("halve"), module.get_function("crop_f32")
         with gpu.current():
-            self._stream = gpu.cuda.Stream()
-        self._frame, self._table, self._scratch = (DeviceBuffer(gpu) for _ in range(3))
+            self._halve, self._crop = module.get_function("halve"), module.get_function("crop_f32")
+            self._stream, self._ready = gpu.new_stream(), gpu.cuda.Event()
+        self._inputs, self._scratch = StagedBuffer(gpu), DeviceBuffer(gpu)
         self._chips: dict[ChipRecipe, DeviceBuffer] = {}
 
     def crop_all(
@@ -62,69 +77,71 @@ class CudaCropper:
 
         Raises:
             ValueError: wrong shapes, or landmarks that are not finite or all coincide.
+            ModelError: the GPU failed.
         """
+        for rgb, _ in faces:
+            if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8:
+                raise ValueError(f"frame must be (H, W, 3) uint8: {rgb.shape=} {rgb.dtype=}")
         on_host = [recipe for recipe in recipes if recipe.light is Light.CLAHE]
-        chips: dict[ChipRecipe, F32 | DeviceChips] = dict(self._host.crop_all(faces, on_host))
-        n_faces = sum(len(landmarks) for _, landmarks in faces)
-        with self._gpu.current():
-            for recipe in recipes:
-                if recipe not in chips:
-                    row = len(recipe.mean) * recipe.size**2 * 4
-                    self._chips.setdefault(recipe, DeviceBuffer(self._gpu)).of(max(1, n_faces) * row)
-            first = 0
-            for rgb, landmarks in faces:
-                self._crop_frame(rgb, landmarks, [r for r in recipes if r not in chips], first)
-                first += len(landmarks)
-            ready = self._gpu.cuda.Event()
-            ready.record(self._stream)
-        for recipe in recipes:
-            if recipe not in chips:
-                shape = (n_faces, len(recipe.mean), recipe.size, recipe.size)
-                chips[recipe] = DeviceChips(self._gpu, self._chips[recipe].of(0), shape, ready)
-        return chips
+        on_gpu = [recipe for recipe in recipes if recipe.light is not Light.CLAHE]
+        return {**self._host.crop_all(faces, on_host), **self._cut(faces, on_gpu)}
 
     def quality(self, rgb: U8, landmarks: F32) -> F32:
         """Return `(N,)` in [0, 1], as `Cropper.quality`."""
         return self._host.quality(rgb, landmarks)
 
-    def _crop_frame(self, rgb: U8, landmarks: F32, recipes: Sequence[ChipRecipe], first: int) -> None:
-        """Queue the chips of one frame's faces, as rows `first`, ... of every recipe's chips."""
-        if not len(landmarks):
-            return
-        height, width = rgb.shape[:2]
-        frame = self._upload(self._frame, np.ascontiguousarray(rgb))
-        for recipe in recipes:
-            table = tabulate(landmarks, recipe.size, recipe.padding, height, width)
-            self._launch(frame, 3 * width, table, recipe, first)
+    def _cut(self, faces: Sequence[Face], recipes: Sequence[ChipRecipe]) -> dict[ChipRecipe, DeviceChips]:
+        """Queue one copy to the GPU, all frames and tables in it, and the launches that make the chips."""
+        frames = [rgb for rgb, landmarks in faces if len(landmarks)]
+        jobs = list(_jobs(faces, recipes))
+        n_faces = sum(len(landmarks) for _, landmarks in faces)
+        with self._gpu.current():
+            self._stream.synchronize()  # nothing of the last call may still read what is written now
+            chips = {recipe: self._room(recipe, n_faces) for recipe in recipes}
+            if jobs:
+                scratch = self._scratch.of(max(1, *(job.table.scratch_bytes for job in jobs)))
+                lie_at = self._inputs.fill([*frames, *(job.table.rows for job in jobs)], self._stream)
+                for job, rows in zip(jobs, lie_at[len(frames) :], strict=True):
+                    self._launch(job, lie_at[job.frame], rows, scratch, chips[job.recipe])
+            self._ready.record(self._stream)
+        return chips
 
-    def _launch(self, frame: int, stride_bytes: int, table: CutTable, recipe: ChipRecipe, first: int) -> None:
-        n_faces, n_channels = len(table.rows), len(recipe.mean)
-        rows = self._upload(self._table, table.rows)
-        scratch = self._scratch.of(max(1, table.scratch_bytes))
-        pointers = np.intp(frame), np.int64(stride_bytes), np.intp(rows), np.intp(scratch)
-        for level, (across, down) in enumerate(table.levels, 1):
+    def _room(self, recipe: ChipRecipe, n_faces: int) -> DeviceChips:
+        """Return where the chips of `n_faces` will be."""
+        shape = (n_faces, len(recipe.mean), recipe.size, recipe.size)
+        buffer = self._chips.setdefault(recipe, DeviceBuffer(self._gpu))
+        address = buffer.of(4 * int(np.prod((max(1, n_faces), *shape[1:]))))
+        return DeviceChips(self._gpu, address, shape, self._ready)
+
+    def _launch(self, job: _Job, frame: int, rows: int, scratch: int, chips: DeviceChips) -> None:
+        """Queue the kernels for `job`, all but the chips being addresses on the GPU."""
+        recipe, n_faces = job.recipe, len(job.table.rows)
+        pointers = np.intp(frame), np.int64(3 * job.width), np.intp(rows), np.intp(scratch)
+        for level, (across, down) in enumerate(job.table.levels, 1):
             grid = grid_of(across, down, n_faces)
             self._halve(*pointers, np.int32(level), block=BLOCK, grid=grid, stream=self._stream)
-        chips = self._chips[recipe].of(0) + first * n_channels * recipe.size**2 * 4
-        mean = [np.float32(value) for value in (*recipe.mean, 0.0, 0.0)[:3]]
         self._crop(
             *pointers,
-            np.intp(chips),
+            np.intp(chips[job.first :].pointer),
             np.int32(recipe.size),
-            np.int32(n_channels),
-            *mean,
+            np.int32(len(recipe.mean)),
+            *(np.float32(value) for value in (*recipe.mean, 0.0, 0.0)[:3]),
             np.float32(1 / recipe.scale),
             block=BLOCK,
             grid=grid_of(recipe.size, recipe.size, n_faces),
             stream=self._stream,
         )
 
-    def _upload(self, buffer: DeviceBuffer, values: npt.NDArray[Any]) -> int:
-        """Copy `values` to the GPU once what still reads `buffer` has run; return where they are."""
-        self._stream.synchronize()
-        address = buffer.of(values.nbytes)
-        self._gpu.cuda.memcpy_htod(address, values)
-        return address
+
+def _jobs(faces: Sequence[Face], recipes: Sequence[ChipRecipe]) -> Iterator[_Job]:
+    """Yield what is to be cut, frame by frame; frames without faces are left out."""
+    first = 0
+    for frame, (rgb, landmarks) in enumerate((rgb, marks) for rgb, marks in faces if len(marks)):
+        height, width = rgb.shape[:2]
+        for recipe in recipes:
+            table = tabulate(landmarks, recipe.size, recipe.padding, height, width)
+            yield _Job(frame, width, recipe, table, first)
+        first += len(landmarks)
 
 
 class CudaPainter:
@@ -134,56 +151,61 @@ class CudaPainter:
         """Compile and load the kernels for `gpu`.
 
         Raises:
-            ModelError: see `load_module`.
+            ModelError: see `load_module`, or the GPU has no memory left.
         """
         self._gpu = gpu
         module = load_module(gpu, "pyramid", cache_dir)
-        self._paint_frame, self._paint_level = (
-            module.get_function("paint_frame"),
-            module.get_function("paint_level"),
-        )
         with gpu.current():
-            self._stream = gpu.cuda.Stream()
-        self._frame, self._levels, self._canvas = (DeviceBuffer(gpu) for _ in range(3))
-        self._layout: Layout | None = None
+            self._paint_frame = module.get_function("paint_frame")
+            self._paint_level = module.get_function("paint_level")
+            self._stream, self._ready = gpu.new_stream(), gpu.cuda.Event()
+        self._inputs, self._canvas = StagedBuffer(gpu), DeviceBuffer(gpu)
+        self._layout: Layout | None = None  # of the canvas as it lies there
 
     def paint(self, rgb: U8, layout: Layout) -> DeviceChips:
-        """Return the `(1, 3, H, W)` canvas of `(H, W, 3)` RGB uint8, as `kernels.pyramid.paint_canvas`."""
-        shape = (1, 3, layout.height, layout.width)
-        with self._gpu.current():
-            self._stream.synchronize()
-            canvas = self._canvas.of(4 * int(np.prod(shape)))
-            if layout != self._layout:  # the gaps stay 0 from frame to frame
-                self._gpu.cuda.memset_d32(canvas, 0, int(np.prod(shape)))
-                table = np.array(layout.levels, np.int32)
-                self._gpu.cuda.memcpy_htod(self._levels.of(table.nbytes), table)
-                self._layout = layout
-            pixels = np.ascontiguousarray(rgb)
-            frame = self._frame.of(pixels.nbytes)
-            self._gpu.cuda.memcpy_htod(frame, pixels)
-            self._launch(frame, rgb.shape[1], canvas, layout)
-            ready = self._gpu.cuda.Event()
-            ready.record(self._stream)
-        return DeviceChips(self._gpu, canvas, shape, ready)
+        """Return the `(1, 3, H, W)` canvas of `(H, W, 3)` RGB uint8, as `kernels.pyramid.paint_canvas`.
 
-    def _launch(self, frame: int, width: int, canvas: int, layout: Layout) -> None:
-        place = np.intp(canvas), np.int32(layout.height), np.int32(layout.width), np.intp(self._levels.of(0))
+        Raises:
+            ValueError: `layout` is not that of this frame.
+            ModelError: the GPU failed.
+        """
+        wrong_dtype = rgb.dtype != np.uint8
+        if rgb.ndim != 3 or rgb.shape[2] != 3 or wrong_dtype or layout.levels[0][:1:-1] != rgb.shape[:2]:
+            raise ValueError(
+                f"the layout is for another frame: {rgb.shape=} {rgb.dtype=} {layout.levels[0]=}"
+            )
+        shape = (1, 3, layout.height, layout.width)
+        n_values = int(np.prod(shape))
+        with self._gpu.current():
+            self._stream.synchronize()  # nothing of the last call may still read what is written now
+            if layout != self._layout:
+                self._layout = None
+            canvas = self._canvas.of(4 * n_values)
+            if self._layout is None:  # the gaps are not painted: they stay 0 from frame to frame
+                self._gpu.cuda.memset_d32_async(canvas, 0, n_values, self._stream)
+                self._layout = layout
+            frame, levels = self._inputs.fill([rgb, np.array(layout.levels, np.int32)], self._stream)
+            self._launch(frame, levels, canvas, layout)
+            self._ready.record(self._stream)
+        return DeviceChips(self._gpu, canvas, shape, self._ready)
+
+    def _launch(self, frame: int, levels: int, canvas: int, layout: Layout) -> None:
+        """Queue the kernels, the first three being addresses on the GPU."""
+        place = np.intp(canvas), np.int32(layout.height), np.int32(layout.width), np.intp(levels)
+        sizes = [(width, height) for _, _, width, height in layout.levels]
         self._paint_frame(
             np.intp(frame),
-            np.int64(3 * width),
+            np.int64(3 * sizes[0][0]),
             *place,
             *(np.float32(value) for value in MEAN),
             np.float32(1 / DLIB_SCALE),
             block=BLOCK,
-            grid=grid_of(*layout.levels[0][2:]),
+            grid=grid_of(*sizes[0]),
             stream=self._stream,
         )
-        for level in range(1, len(layout.levels)):
-            steps = [
-                np.float64((before - 1) / max(now - 1, 1))
-                for before, now in zip(layout.levels[level - 1][2:], layout.levels[level][2:], strict=True)
-            ]
-            grid = grid_of(*layout.levels[level][2:])
+        for level, (before, now) in enumerate(pairwise(sizes), 1):
+            steps = [np.float64((a - 1) / max(b - 1, 1)) for a, b in zip(before, now, strict=True)]
+            grid = grid_of(*now)
             self._paint_level(*place, np.int32(level), *steps, block=BLOCK, grid=grid, stream=self._stream)
 
 

@@ -181,11 +181,19 @@ class EngineLoader:
         except ModelError as error:
             log.warning("could not load a plan, ONNX Runtime stands in: %s", error)
             return self._load_onnx(network, order, str(error))
-        self.plans.promote(plan)
+        try:
+            self.plans.promote(plan)
+        except ModelError as error:  # a cache that is read only serves as well
+            log.warning("could not note which plan is in use: %s", error)
         return loaded
 
     def _find(self, order: PlanOrder) -> StoredPlan | None:
-        return self.plans.find(key_of(order, self._models.ensure(order.network)))
+        onnx_path = self._models.ensure(order.network)
+        try:
+            return self.plans.find(key_of(order, onnx_path))
+        except ModelError as error:  # as when the INT8 ranges are damaged: the build will say it again
+            log.warning("could not look for a plan: %s", error)
+            return None
 
     def _load_plan(self, plan: StoredPlan, order: PlanOrder) -> Loaded:
         record = plan.record

@@ -17,6 +17,8 @@ from .registry import NETWORKS, ChipRecipe, Network, Output
 F32 = npt.NDArray[np.float32]
 Bool = npt.NDArray[np.bool_]
 
+WARM_UP_RUNS = 3  # a GPU compiles in the first, records its graph in the second, and replays it in the third
+
 
 class EnsembleConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which networks run, how often, and how their answers are combined."""
@@ -112,9 +114,10 @@ class Ensemble:
         return Outputs(embeddings, np.stack(logits), np.stack(knows), np.array(weights, np.float32))
 
     def warm_up(self) -> None:
-        """Run every member once at batch 1 and at the largest batch."""
+        """Run every member at batch 1 and at the largest batch, until nothing is done for the first time."""
         for n in {1, self.max_batch}:
-            self.infer({recipe: blank_chips(recipe, n) for recipe in self.recipes})
+            for _ in range(WARM_UP_RUNS):
+                self.infer({recipe: blank_chips(recipe, n) for recipe in self.recipes})
 
     def close(self) -> None:
         """Free every engine."""

@@ -24,7 +24,7 @@ RESERVE_BYTES = 64 << 20  # left free beside what an engine takes
 def cpu_hardware() -> Hardware:
     """Return what plans for this machine's processor depend on."""
     fields = _cpu_fields()
-    model = fields.get("model name", platform.processor() or platform.machine())
+    model = fields.get("model name") or platform.processor() or platform.machine()
     flags = set(fields.get("flags", fields.get("Features", "")).split())
     return Hardware(cpu=" ".join([model, *(flag for flag in VECTOR_FLAGS if flag in flags)]))
 

@@ -4,6 +4,7 @@ Faces of 80 px and more come out as from dlib itself, the same in every coordina
 its time.
 """
 
+import threading
 from collections.abc import Callable
 
 import cv2
@@ -24,9 +25,15 @@ from .engine import Engine, Inputs
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
 
+WARM_UP_FRAME = (480, 640)  # height, width in px
+
 
 class MmodDetector:
-    """dlib's CNN face detector. Keeps nothing between frames; the engine has one owner, this."""
+    """dlib's CNN face detector. Keeps nothing between frames; the engine has one owner, this.
+
+    `boxes` may be called from several threads, which take turns: replayed frames are scanned in another
+    thread than live ones.
+    """
 
     def __init__(self, engine: Engine, paint: Callable[[U8, Layout], Inputs] = paint_canvas) -> None:
         """Use `engine`: input `(1, 3, H, W)` canvas, output `scores` `(1, 1, h, w)`.
@@ -36,9 +43,12 @@ class MmodDetector:
         self._engine = engine
         self._paint = paint
         self._next: Engine | None = None
+        self._turn = threading.Lock()
 
     def swap(self, engine: Engine) -> None:
-        """Use `engine`, which must be warm, from the next frame; any thread may ask for it."""
+        """Warm `engine` up and use it from the next frame on; any thread may ask for it."""
+        blank = np.zeros((*WARM_UP_FRAME, 3), np.uint8)
+        engine.infer(paint_canvas(blank, lay_out(*WARM_UP_FRAME)))
         self._next = engine
 
     def boxes(self, rgb: U8, min_face_px: int = WINDOW_PX, threshold: float = 0.0) -> list[tuple[F32, float]]:
@@ -61,10 +71,11 @@ class MmodDetector:
         layout = lay_out(*scaled.shape[:2])
         if min(layout.height, layout.width) < MIN_CANVAS_PX:
             return []
-        if self._next is not None:  # taken over here, by the one thread that infers
-            retired, self._engine, self._next = self._engine, self._next, None
-            retired.close()
-        score_map = self._engine.infer(self._paint(scaled, layout))["scores"][0, 0]
+        with self._turn:
+            if self._next is not None:  # taken over here, between two frames
+                retired, self._engine, self._next = self._engine, self._next, None
+                retired.close()
+            score_map = self._engine.infer(self._paint(scaled, layout))["scores"][0, 0]
         found, scores = decode(score_map, layout, threshold)
         kept = suppress(found)
         back_y, back_x = (a / b for a, b in zip(rgb.shape[:2], scaled.shape[:2], strict=True))

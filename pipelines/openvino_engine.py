@@ -4,6 +4,7 @@ It reads the same int8 graphs as ONNX Runtime and runs them faster; measured in 
 """
 
 import io
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import numpy.typing as npt
 from .engine import Inputs
 from .errors import ModelError
 
+# openvino reports every import to its maker through this package, unless that is not there.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 try:
     import openvino as ov
 except ModuleNotFoundError as missing:
@@ -27,6 +30,7 @@ CONFIG = {
     "INFERENCE_PRECISION_HINT": "f32",
     "NUM_STREAMS": "1",
 }
+ADVICE = "To facilitate the conversion"  # how one would write an extension of OpenVINO
 
 
 class OpenVinoEngine:
@@ -46,9 +50,8 @@ class OpenVinoEngine:
             blob = path.read_bytes()
             compiled = ov.Core().import_model(io.BytesIO(blob), "CPU", _config(threads))
         except (OSError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[-1] if str(error).strip() else "no reason given"
             raise ModelError(
-                f"{path} cannot be loaded by OpenVINO: {reason}; build it again with `visaged build`"
+                f"{path} cannot be loaded by OpenVINO: {_reason(error)}; build it again with `visaged build`"
             ) from error
         self._request = compiled.create_infer_request()
         self._names = [output.get_any_name() for output in compiled.outputs]
@@ -73,11 +76,17 @@ def build_openvino_plan(data: bytes) -> bytes:
     try:
         compiled = core.compile_model(core.read_model(data), "CPU", _config(threads=1))
     except RuntimeError as error:
-        raise ModelError(
-            f"OpenVINO cannot build this network: {str(error).strip().splitlines()[-1]}"
-        ) from error
+        raise ModelError(f"OpenVINO cannot build this network: {_reason(error)}") from error
     exported: bytes = compiled.export_model().getvalue()
     return exported
+
+
+def _reason(error: Exception) -> str:
+    """Return the line of OpenVINO's message that says what is wrong: the last, but for its advice."""
+    lines = [line.strip(" -") for line in str(error).splitlines()]
+    return next(
+        (line for line in reversed(lines) if line and not line.startswith(ADVICE)), "it gave no reason"
+    )
 
 
 def _config(threads: int) -> dict[str, str]:

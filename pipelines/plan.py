@@ -77,7 +77,7 @@ class PlanKey(Struct, frozen=True, kw_only=True):
     backend: Backend
     backend_version: str
     precision: Precision
-    profile: Profile
+    profiles: tuple[Profile, ...]
     hardware: Hardware
     flags: tuple[str, ...] = ()
     ranges_sha256: str = ""

@@ -89,7 +89,7 @@ def key_of(order: PlanOrder, onnx_path: Path) -> PlanKey:
         backend=order.backend,
         backend_version=version,
         precision=order.precision,
-        profile=_profile_of(order),
+        profiles=_profiles_of(order),
         hardware=_hardware_of(order),
         flags=(f"builder {BUILDER_VERSION}", *(["no TF32"] if order.backend.needs_gpu else [])),
         ranges_sha256=ranges.sha256 if ranges else "",
@@ -174,7 +174,7 @@ def verify_stored(plan: StoredPlan, models: ModelStore, inputs: list[F32] | None
         network=key.network,
         backend=key.backend,
         precision=key.precision,
-        max_batch=key.profile.maximum[0],
+        max_batch=key.profiles[-1].maximum[0],
         compute_capabilities=tuple(
             name for name in key.hardware.compute_capability.split(",") if name[:2] == "SM"
         ),
@@ -243,7 +243,7 @@ def _build(order: PlanOrder, key: PlanKey, graph: bytes, plans: PlanStore) -> tu
     built = build_trt_plan(
         graph,
         order.backend,
-        key.profile,
+        key.profiles,
         compute_capabilities=order.compute_capabilities,
         timing_cache=timing.read_bytes() if timing.exists() else b"",
     )
@@ -253,24 +253,26 @@ def _build(order: PlanOrder, key: PlanKey, graph: bytes, plans: PlanStore) -> tu
     return built.data, built.log
 
 
-def _profile_of(order: PlanOrder) -> Profile:
+def _profiles_of(order: PlanOrder) -> tuple[Profile, ...]:
+    """Return the shapes the plan takes; on a GPU two buckets of batches, for few faces and for many."""
     if order.network in DETECTORS:
         best, largest = (lay_out(*frame) for frame in DETECTOR_FRAMES)
         longest = max(largest.height, largest.width)  # the camera may stand upright
-        return Profile(
+        canvas = Profile(
             minimum=(1, 3, MIN_CANVAS_PX, MIN_CANVAS_PX),
             optimum=(1, 3, best.height, best.width),
             maximum=(1, 3, longest, longest),
         )
+        return (canvas,)
     recipe = NETWORKS[order.network].recipe
     chip = (len(recipe.mean), recipe.size, recipe.size)
     if not order.backend.needs_gpu:
-        return Profile(minimum=(1, *chip), optimum=(1, *chip), maximum=(ANY_BATCH, *chip))
-    return Profile(
-        minimum=(1, *chip),
-        optimum=(min(order.opt_batch, order.max_batch), *chip),
-        maximum=(order.max_batch, *chip),
-    )
+        return (Profile(minimum=(1, *chip), optimum=(1, *chip), maximum=(ANY_BATCH, *chip)),)
+    best_batch = min(order.opt_batch, order.max_batch)
+    many = Profile(minimum=(1, *chip), optimum=(best_batch, *chip), maximum=(order.max_batch, *chip))
+    if best_batch == 1:
+        return (many,)
+    return (Profile(minimum=(1, *chip), optimum=(1, *chip), maximum=(best_batch, *chip)), many)
 
 
 def _hardware_of(order: PlanOrder) -> Hardware:
@@ -296,7 +298,7 @@ def describe(plan: StoredPlan) -> dict[str, str]:
         "backend": f"{key.backend.value} {key.backend_version}",
         "precision": key.precision.value,
         "for": "; ".join(f"{name.replace('_', ' ')} {value}" for name, value in hardware.items()),
-        "profile": str(key.profile),
+        "profiles": "; ".join(map(str, key.profiles)),
         "flags": ", ".join(key.flags) or "none",
         "ONNX": key.onnx_sha256[:16],
         "INT8 ranges": key.ranges_sha256[:16] or "none",

@@ -64,10 +64,10 @@ class PlanStore:
         return plan if plan is not None and plan.record.key == key and plan.is_whole else None
 
     def publish(self, record: PlanRecord, data: bytes, log: str) -> StoredPlan:
-        """Keep a plan; one of the same key is replaced, in one step or not at all.
+        """Keep a plan; one of the same key is replaced, and for a moment neither is there.
 
         Raises:
-            ModelError: no room or no permission; nothing is left behind.
+            ModelError: no room or no permission; nothing is left behind, and what was there stays.
         """
         parent = self.folder / record.key.network
         target = parent / record.key.fingerprint
@@ -79,10 +79,7 @@ class PlanStore:
                 _write(scratch / "plan.json", msgspec.json.encode(record))
                 _write(scratch / "build.log", log.encode())
                 scratch.chmod(0o755)
-                if target.exists():  # damaged, or built again on purpose
-                    target.rename(scratch.with_name(f"{scratch.name}-old"))
-                scratch.rename(target)
-                _sync_folder(parent)
+                _replace(scratch, target)
             except OSError as error:
                 raise unwritable(parent, error) from error
             finally:
@@ -145,8 +142,12 @@ class PlanStore:
                 pinned = set(self.pins(network).values())
                 loose = [plan for plan in found if plan.folder.name not in pinned]
                 for plan in loose[: max(0, len(loose) - keep)]:
-                    # absent at once, also when deleting is cut short
-                    plan.folder.rename(plan.folder.with_name(f"{UNFINISHED}{plan.folder.name}"))
+                    try:  # absent at once, also when deleting is cut short
+                        plan.folder.rename(plan.folder.with_name(f"{UNFINISHED}{plan.folder.name}"))
+                    except FileNotFoundError:
+                        continue  # another process was faster
+                    except OSError as error:
+                        raise unwritable(self.folder / network, error) from error
                     deleted.append(plan.record)
                 _remove_leftovers(self.folder / network)
         return deleted
@@ -177,12 +178,35 @@ def _write(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def _replace(new: Path, target: Path) -> None:
+    """Make `new` the folder `target`; what was there goes when that is done, and comes back when it fails."""
+    aside = new.with_name(f"{new.name}-old")
+    if target.exists():  # damaged, or built again on purpose
+        target.rename(aside)
+    try:
+        new.rename(target)
+        _sync_folder(target.parent)
+    except BaseException:
+        if target.exists():
+            target.rename(new)
+        if aside.exists():
+            aside.rename(target)
+        raise
+
+
 def _link(link: Path, target: str) -> None:
-    """Point `link` at `target` beside it, in one step."""
+    """Point `link` at `target` beside it, in one step.
+
+    Raises:
+        ModelError: no room or no permission; the link is as before.
+    """
     new = link.with_name(f".new-{link.name}")
-    new.unlink(missing_ok=True)
-    new.symlink_to(target)
-    new.replace(link)
+    try:
+        new.unlink(missing_ok=True)
+        new.symlink_to(target)
+        new.replace(link)
+    except OSError as error:
+        raise unwritable(link.parent, error) from error
 
 
 def _remove_leftovers(folder: Path) -> None:

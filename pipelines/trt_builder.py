@@ -15,6 +15,7 @@ from .errors import ModelError
 from .plan import Backend, Profile
 
 WORKSPACE_BYTES = 1 << 30
+MAX_LINES = 10_000  # of a log that is kept; an engine that runs for months may warn at every batch
 EXTRAS = {Backend.TENSORRT: "tensorrt", Backend.TENSORRT_RTX: "tensorrt-rtx"}
 
 
@@ -67,9 +68,9 @@ def _logger(trt: ModuleType) -> tuple[Any, _Lines]:
             trt.ILogger.__init__(self)
 
         def log(self, severity: Any, message: str) -> None:
-            if severity.name in ("ERROR", "INTERNAL_ERROR"):
+            if severity.name in ("ERROR", "INTERNAL_ERROR") and len(lines.errors) < MAX_LINES:
                 lines.errors.append(message)
-            if severity.name != "VERBOSE":
+            if severity.name != "VERBOSE" and len(lines.all) < MAX_LINES:
                 lines.all.append(f"{severity.name.lower()}: {message}")
 
     return Collector(), lines
@@ -86,7 +87,7 @@ def fresh_logger(trt: ModuleType) -> tuple[Any, _Lines]:
 def build_trt_plan(
     data: bytes,
     backend: Backend,
-    profile: Profile,
+    profile: Profile | Sequence[Profile],
     *,
     compute_capabilities: Sequence[str] = (),
     timing_cache: bytes = b"",
@@ -96,7 +97,8 @@ def build_trt_plan(
     Args:
         data: an ONNX graph with one input.
         backend: TENSORRT or TENSORRT_RTX.
-        profile: shapes the plan takes.
+        profile: shapes the plan takes; of several, each has kernels of its own, and a batch runs on that
+            whose optimum is nearest.
         compute_capabilities: TensorRT-RTX only: GPUs to build for, as `SM89`; none: those of its default.
         timing_cache: TensorRT only: what an earlier build learned about this GPU.
 
@@ -112,13 +114,18 @@ def build_trt_plan(
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(data):
         raise ModelError(f"{backend.value} cannot read this network: {_parser_reason(parser, lines)}")
+    if network.num_inputs != 1:  # an empty file parses well
+        raise ModelError(
+            f"{backend.value} cannot read this network: it has {network.num_inputs} inputs, not 1"
+        )
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
     _clear_flag(trt, config, "TF32")  # fp32 is to mean fp32
     _target(trt, config, backend, compute_capabilities)
-    shapes = builder.create_optimization_profile()
-    shapes.set_shape(network.get_input(0).name, profile.minimum, profile.optimum, profile.maximum)
-    config.add_optimization_profile(shapes)
+    for one in (profile,) if isinstance(profile, Profile) else profile:
+        shapes = builder.create_optimization_profile()
+        shapes.set_shape(network.get_input(0).name, one.minimum, one.optimum, one.maximum)
+        config.add_optimization_profile(shapes)
     cache = _use_timing_cache(config, backend, timing_cache)
     serialised = builder.build_serialized_network(network, config)
     if serialised is None:
@@ -151,7 +158,8 @@ def _target(trt: Any, config: Any, backend: Backend, names: Sequence[str]) -> No
     for index, name in enumerate(names):
         if name not in known:
             raise ModelError(f"{backend.value} knows no GPU {name!r}; it knows {', '.join(known)}")
-        config.set_compute_capability(trt.ComputeCapability.__members__[name], index)
+        if not config.set_compute_capability(trt.ComputeCapability.__members__[name], index):
+            raise ModelError(f"{backend.value} refused to build for {name}; leave --compute-capability out")
 
 
 def _use_timing_cache(config: Any, backend: Backend, data: bytes) -> Any:
@@ -163,6 +171,8 @@ def _use_timing_cache(config: Any, backend: Backend, data: bytes) -> Any:
 
 
 def _parser_reason(parser: Any, lines: _Lines) -> str:
-    if parser.num_errors:
-        return str(parser.get_error(0).desc()).strip().splitlines()[0]
-    return lines.reason()
+    if not parser.num_errors:
+        return lines.reason()
+    error = parser.get_error(0)
+    what = str(error.desc()).strip().splitlines()[0]
+    return f"operator {error.node_operator()}: {what}" if error.node_operator() else what

@@ -6,7 +6,6 @@ Everything takes its turn in every round, so that a machine that slows down slow
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import cv2

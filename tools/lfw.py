@@ -40,6 +40,8 @@ def read_pairs(path: Path) -> list[Pair]:
     try:
         header, *lines = path.read_text().splitlines()
         n_folds, n_each = (int(word) for word in header.split())
+        if n_folds < 1 or n_each < 1:
+            raise ValueError(f"{n_folds} folds of {n_each} pairs")
         pairs = [_pair(line.split("\t"), index // (2 * n_each)) for index, line in enumerate(lines)]
     except OSError as error:
         raise SourceError(f"{path} cannot be read ({error.strerror}); name LFW's file of pairs") from error

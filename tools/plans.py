@@ -14,7 +14,7 @@ from ..pipelines.errors import ModelError, PhotoError
 from ..pipelines.model_store import ModelStore
 from ..pipelines.plan_builder import describe, verify_stored
 from ..pipelines.plan_store import PlanStore
-from ..pipelines.registry import NETWORKS
+from ..pipelines.registry import DETECTORS, NETWORKS
 from .photo_faces import faces_of, photos_under
 
 F32 = npt.NDArray[np.float32]
@@ -34,7 +34,11 @@ def list_plans(config: ConfigOption = None) -> None:
     """
     store = _store(config)
     roles, console = store.roles(), Console()
-    table = Table("plan", "network", "backend", "precision", "MB", "role", box=None)
+    table = Table(box=None)
+    table.add_column("plan", no_wrap=True, min_width=16)  # cut off, no command would take it
+    table.add_column("network", no_wrap=True, min_width=max(map(len, (*NETWORKS, *DETECTORS))))
+    for name in ("backend", "precision", "MB", "role"):
+        table.add_column(name)
     for plan in store.plans():
         key = plan.record.key
         table.add_row(
