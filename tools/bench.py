@@ -27,12 +27,14 @@ from ..pipelines.model_store import ModelStore
 from .baseline import PlainRecipe
 from .bench_embedding import bench_embedding, chips_of
 from .bench_engines import bench_engines, engines_rows
+from .bench_gpu import bench_gpu, gpu_rows
 from .bench_live import bench_live
 from .bench_recipe import bench_recipe
 from .demo_material import compose_scene, gather, write_scene
 from .resources import cores, cpu_model, load_average, memory_bytes
 
 PARTS = ("live", "embedding", "recipe", "engines")
+GPU = "gpu"  # only when asked for: most machines have none
 SCENE_S = 10.0
 PLAIN_FRAMES = 24  # of the recipe; at about a second each
 PACKAGES = (
@@ -61,7 +63,8 @@ ENGINE_BUDGETS = {  # times as fast as dlib's own code on the same core
 
 def bench(
     part: Annotated[
-        list[str] | None, typer.Option(help="live, embedding, recipe or engines; all when left out.")
+        list[str] | None,
+        typer.Option(help="live, embedding, recipe, engines (all of these when left out) or gpu."),
     ] = None,
     seconds: Annotated[float, typer.Option(min=2, help="How long the live daemon is measured.")] = 30.0,
     as_json: Annotated[Path | None, typer.Option("--json", help="Write the figures as JSON here.")] = None,
@@ -72,15 +75,16 @@ def bench(
     live: the real daemon on a 720p camera at 30 frames per second with six faces. embedding: one face on one
     core, ours and dlib's. recipe: frames per second end to end, against detecting and encoding every
     frame as the package face_recognition does. engines: every engine of this machine's CPU against dlib's.
+    gpu: plans and torch on the GPU, faces per second by batch, and the crop kernel's GB/s.
 
     Examples:
       visaged bench
       visaged bench --part live --seconds 60 --json live.json
     """
     parts = tuple(part or PARTS)
-    unknown = [name for name in parts if name not in PARTS]
+    unknown = [name for name in parts if name not in (*PARTS, GPU)]
     if unknown:
-        raise ConfigError(f"--part {unknown[0]} is unknown; known are {', '.join(PARTS)}")
+        raise ConfigError(f"--part {unknown[0]} is unknown; known are {', '.join((*PARTS, GPU))}")
     paths = find_config(config).paths
     console = Console(stderr=True)
     figures = measure(parts, seconds=seconds, cache=paths.cache, wheels=paths.wheels, console=console)
@@ -104,6 +108,11 @@ def measure(
         VisagedError: the daemon ended while it was measured.
     """
     figures: dict[str, Any] = {"machine": machine()}
+    if GPU in parts:
+        with console.status("gpu: plans, torch, and the crop kernel"):
+            figures[GPU] = bench_gpu(ModelStore(cache, wheels))
+    if not set(parts) & set(PARTS):
+        return figures
     with tempfile.TemporaryDirectory(prefix="visaged-bench-") as folder:
         material = gather(cache, wheels)
         scene = Path(folder) / "scene.mp4"
@@ -207,6 +216,8 @@ def rows_of(figures: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         yield "embedding, dlib's own code", f"{embedding['dlib_ms_per_face']} ms", ""
     if engines := figures.get("engines"):
         yield from engines_rows(engines, ENGINE_BUDGETS)
+    if gpu := figures.get(GPU):
+        yield from gpu_rows(gpu)
     if recipe := figures.get("recipe"):
         for name in ("visaged", "face_recognition"):
             part = recipe[name]

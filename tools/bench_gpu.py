@@ -20,7 +20,7 @@ from ..pipelines.cuda_device import DeviceChips, Gpu, StagedBuffer, hardware_of,
 from ..pipelines.cuda_kernels import BLOCK, grid_of, load_module
 from ..pipelines.errors import ModelError
 from ..pipelines.hardware import version_of
-from ..pipelines.importers.dlib_dat import Block, Conv, FaceResnet, read_face_resnet
+from ..pipelines.importers.dlib_dat import FaceResnet, read_face_resnet
 from ..pipelines.model_store import ModelStore
 from ..pipelines.parity_inputs import LANDMARKS, face_chips
 from ..pipelines.plan import Backend, Precision
@@ -63,6 +63,21 @@ def bench_gpu(models: ModelStore, device: str = "cuda:0", *, rounds: int = ROUND
     return figures
 
 
+def gpu_rows(figures: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield what was measured, the figure and an empty budget, ready to print."""
+    yield "gpu", ", ".join(figures["gpu"].values()), ""
+    for name, part in figures.items():
+        if not isinstance(part, dict) or name == "gpu":
+            continue
+        if "note" in part:
+            yield f"gpu, {name}", part["note"], ""
+        for batch, rate in part.get("faces_per_s", {}).items():
+            yield f"gpu, {name}, {batch.replace('_', ' ')}", f"{rate} faces/s", ""
+        for what, value in part.items():
+            if what.endswith("gb_per_s"):
+                yield f"gpu, {name}, {what.replace('_', ' ')}", f"{value:g}", ""
+
+
 def bench_plan(order: PlanOrder, models: ModelStore, inputs: DeviceChips, rounds: int) -> dict[str, Any]:
     """Return faces per second of the plan of `order`, built for it, or a note why there are none."""
     with tempfile.TemporaryDirectory(prefix="visaged-bench-") as folder:
@@ -99,6 +114,8 @@ def bench_torch(net: FaceResnet, chips: F32, device: str, rounds: int = ROUNDS) 
     """Return faces per second of `net` in torch, eager and compiled, or a note why there are none."""
     try:
         import torch
+
+        from ..pipelines.learning.networks import DlibTrunk
     except ImportError as error:
         return {"torch": {"note": f"not measured: {error}; run `pip install 'visaged[learn]'`"}}
     if not torch.cuda.is_available():
@@ -106,7 +123,7 @@ def bench_torch(net: FaceResnet, chips: F32, device: str, rounds: int = ROUNDS) 
     figures: dict[str, Any] = {}
     for precision in ("float32", "float16"):
         inputs = torch.tensor(chips).to(device, getattr(torch, precision))
-        eager = torch_face_resnet(net, device, precision)
+        eager = DlibTrunk(net).to(device, getattr(torch, precision)).eval()
         for form, run in (("eager", eager), ("compiled", torch.compile(eager))):
             with torch.inference_mode():
                 rates = faces_per_s(partial(_to_host, run), inputs, rounds)
@@ -116,47 +133,6 @@ def bench_torch(net: FaceResnet, chips: F32, device: str, rounds: int = ROUNDS) 
 
 def _to_host(run: Callable[[Any], Any], chips: Any) -> Any:
     return run(chips).cpu()
-
-
-def torch_face_resnet(
-    net: FaceResnet, device: str = "cpu", precision: str = "float32"
-) -> Callable[[Any], Any]:
-    """Return dlib's face ResNet in plain torch: a `(N, 3, 150, 150)` tensor becomes `(N, 128)`."""
-    import torch
-    from torch.nn import functional
-
-    def tensor(values: F32) -> Any:
-        return torch.tensor(values).to(device, getattr(torch, precision))
-
-    def conv(layer: Conv) -> Callable[[Any], Any]:
-        weights, bias = tensor(layer.weights), tensor(layer.bias)
-        return lambda x: functional.conv2d(x, weights, bias, stride=layer.stride, padding=layer.padding)
-
-    def grow(x: Any, channels: int, side: int) -> Any:  # zeros at the end, as dlib adds maps of two sizes
-        more = side - x.shape[3]
-        return functional.pad(x, (0, more, 0, more, 0, channels - x.shape[1]))
-
-    def block(layer: Block) -> Callable[[Any], Any]:
-        first, second = conv(layer.first), conv(layer.second)
-
-        def run(x: Any) -> Any:
-            inner = second(functional.relu(first(x)))
-            shortcut = functional.avg_pool2d(x, 2, 2) if layer.is_down else x
-            size = max(inner.shape[1], shortcut.shape[1]), max(inner.shape[3], shortcut.shape[3])
-            return functional.relu(grow(inner, *size) + grow(shortcut, *size))
-
-        return run
-
-    stem, blocks, projection = conv(net.stem), [block(layer) for layer in net.blocks], tensor(net.projection)
-
-    def forward(chips: Any) -> Any:
-        x = functional.relu(stem(chips))
-        x = functional.max_pool2d(x, net.stem_pool.window, net.stem_pool.stride)
-        for run in blocks:
-            x = run(x)
-        return x.mean((2, 3)) @ projection
-
-    return forward
 
 
 def bench_chips(gpu: Gpu, cache_dir: Path, rounds: int = ROUNDS) -> dict[str, float | int]:

@@ -1,18 +1,16 @@
-"""`bench_gpu` without a GPU says so; its torch network is the ONNX one; its machinery runs on host memory."""
+"""`bench_gpu` without a GPU says so; its machinery runs on host memory."""
 
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from visaged.pipelines import cuda_device, cuda_kernels
 from visaged.pipelines.cuda_source import compile_host
 from visaged.pipelines.errors import ModelError
 from visaged.pipelines.importers.dlib_dat import read_face_resnet
 from visaged.pipelines.model_store import ModelStore
-from visaged.pipelines.ort_engine import OrtEngine
 from visaged.pipelines.parity_inputs import face_chips
 from visaged.pipelines.registry import FACE_RESNET
 from visaged.tools import bench_gpu as module
@@ -22,24 +20,12 @@ from visaged.tools.bench_gpu import (
     bench_gpu,
     bench_torch,
     faces_per_s,
+    gpu_rows,
     on_gpu,
-    torch_face_resnet,
 )
 
 from tests.conftest import skip_or_fail
 from tests.pipelines.host_gpu import HostGpu
-
-F32 = npt.NDArray[np.float32]
-
-
-@pytest.fixture
-def torch() -> Any:
-    """The module, of the extra `learn`."""
-    try:
-        import torch
-    except ImportError as error:
-        skip_or_fail("torch", f"{error}; run `pip install 'visaged[learn]'`")
-    return torch
 
 
 def test_without_a_gpu_one_sentence_says_what_is_missing(store: ModelStore) -> None:
@@ -58,22 +44,6 @@ def test_without_tensorrt_one_sentence_says_what_to_install(
 
     with pytest.raises(ModelError, match=r"no TensorRT is installed; run `pip install"):
         bench_gpu(store)
-
-
-@pytest.mark.torch
-def test_torch_computes_what_the_onnx_network_computes(torch: Any, store: ModelStore) -> None:
-    chips = face_chips(FACE_RESNET.recipe)
-    engine = OrtEngine(store.ensure("face-resnet"))
-    expected = engine.infer(chips)["embedding"]
-    engine.close()
-
-    with torch.inference_mode():
-        run = torch_face_resnet(read_face_resnet(store.weights_file(WEIGHTS)))
-        embeddings: F32 = run(torch.tensor(chips)).numpy()
-
-    assert embeddings.shape == (16, 128)
-    assert np.linalg.norm(expected[0] - expected[-1]) > 0.05  # else equality would mean little
-    assert np.abs(embeddings - expected).max() < 1e-5
 
 
 def test_torch_without_a_gpu_is_a_note(store: ModelStore) -> None:
@@ -125,3 +95,20 @@ def test_the_crop_kernel_is_held_against_a_copy(tmp_path: Path, monkeypatch: pyt
     assert all(value > 0 for value in figures.values())
     assert host.journal.count("crop_f32") == host.journal.count("copy across") == 3
     assert host.live["DeviceAllocation"] == host.live["PagelockedHostAllocation"] == 0
+
+
+def test_rates_and_notes_become_rows() -> None:
+    figures = {
+        "gpu": {"gpu": "Some GPU", "driver": "13.0"},
+        "network": "face-resnet",
+        "tensorrt_rtx fp16": {"version": "1", "faces_per_s": {"batch_1": 900}},
+        "torch": {"note": "not measured: why"},
+        "chips.cu": {"faces": 64, "gb_per_s": 100.0, "copy_gb_per_s": 200.0},
+    }
+
+    rows = list(gpu_rows(figures))
+
+    assert ("gpu", "Some GPU, 13.0", "") in rows
+    assert ("gpu, tensorrt_rtx fp16, batch 1", "900 faces/s", "") in rows
+    assert ("gpu, torch", "not measured: why", "") in rows
+    assert ("gpu, chips.cu, copy gb per s", "200", "") in rows
