@@ -18,6 +18,7 @@ DOORS = {  # a heavy dependency and the only modules that may import it
         "pipelines/importers/keras_h5.py",
         "pipelines/model_store.py",
         "pipelines/precision.py",
+        "pipelines/learning/exporter.py",
     },
     "onnxruntime": {"pipelines/ort_engine.py", "pipelines/precision.py"},
     "openvino": {"pipelines/openvino_engine.py"},

@@ -50,6 +50,7 @@ COMMANDS = (
     Command("build", SET_UP, "build", "build", "Build the networks into plans, faster ones or for a GPU."),
     Command("plans", SET_UP, "plans", "app", "List, inspect, verify and prune plans."),
     Command("calibrate", SET_UP, "calibrate", "calibrate", "Measure INT8 ranges on photos."),
+    Command("train", SET_UP, "train", "train", "Train a network as a recipe says."),
     Command("train-emotion", SET_UP, "train_emotion", "train_emotion", "Train the small emotion head."),
     Command(
         "evaluate-emotion",

@@ -26,6 +26,7 @@ from .networks import Network
 from .samples import Samples
 
 F32 = npt.NDArray[np.float32]
+U8 = npt.NDArray[np.uint8]
 
 
 class TrainingConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -154,7 +155,7 @@ class Run:
         order = np.random.default_rng([self.config.seed, number]).permutation(len(train))
         total, n_right = 0.0, 0
         for rows in np.array_split(order, -(-len(train) // self.config.batch)):
-            pictures = torch.from_numpy(train.pictures[rows].transpose(0, 3, 1, 2)).float()
+            pictures = inputs_of(train.pictures[rows])
             pictures, targets = self.augment(pictures, torch.from_numpy(train.targets[rows]))
             seen = self.network(pictures)
             loss, _ = self.losses(seen.logits, seen.features, targets, torch.from_numpy(group_of[rows]))
@@ -239,11 +240,21 @@ def infer(network: Network, samples: Samples, batch: int = 256) -> F32:
     network.eval()
     with torch.no_grad():
         rows = [
-            network(torch.from_numpy(samples.pictures[at : at + batch].transpose(0, 3, 1, 2)).float()).logits
+            network(inputs_of(samples.pictures[at : at + batch])).logits
             for at in range(0, len(samples), batch)
         ]
     logits: F32 = torch.cat(rows).numpy()
     return logits
+
+
+def inputs_of(pictures: U8) -> Tensor:
+    """Return `(N, C, S, S)` float32 of `(N, S, S, C)` uint8 pictures, in memory of its own.
+
+    One channel needs the copy: transposed, its strides look like those of channels that come last, and with
+    these torch 2.13's convolutions on a CPU write beyond their memory on the way back.
+    """
+    transposed = torch.from_numpy(pictures.transpose(0, 3, 1, 2))
+    return torch.empty(transposed.shape).copy_(transposed)
 
 
 def _write_state(path: Path, state: Any) -> None:

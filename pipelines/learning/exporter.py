@@ -1,0 +1,94 @@
+"""From a trained network to an ONNX file: normalisation and temperature inside, weights in half precision."""
+
+import io
+import warnings
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from ..precision import parse_onnx
+from ..registry import ChipRecipe
+from .networks import Network, Seen
+from .normalisation import Normalisation, NormalisedNetwork
+
+OPSET = 17
+MIN_HALVED = 256  # numbers; smaller tensors stay as they are
+
+
+class _Logits(torch.nn.Module):
+    """What is run live: logits that are calibrated as they stand, and the features."""
+
+    def __init__(self, network: NormalisedNetwork, temperature: float) -> None:
+        super().__init__()
+        self.network, self.temperature = network, temperature
+
+    def forward(self, chips: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        seen: Seen = self.network(chips)
+        return seen.logits / self.temperature, seen.features
+
+
+def export(
+    network: Network, normalisation: Normalisation, recipe: ChipRecipe, temperature: float = 1.0
+) -> bytes:
+    """Return ONNX: input `chips` as `recipe` cuts them, outputs `logits` over `temperature` and `features`.
+
+    Raises:
+        ConfigError: chips of `recipe` are not what the normalisation was fitted for.
+    """
+    whole = _Logits(NormalisedNetwork(normalisation, network, recipe), temperature).eval()
+    chips = torch.zeros(2, len(recipe.mean), recipe.size, recipe.size)
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the other exporter needs onnxscript
+        torch.onnx.export(
+            whole,
+            (chips,),
+            buffer,  # type: ignore[arg-type]
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=["chips"],
+            output_names=["logits", "features"],
+            dynamic_axes={name: {0: "N"} for name in ("chips", "logits", "features")},
+        )
+    return buffer.getvalue()
+
+
+def halve_weights(data: bytes) -> bytes:
+    """Return the ONNX graph `data` with its large weights stored as fp16; it computes in fp32 as before."""
+    model = parse_onnx(data)
+    casts: list[onnx.NodeProto] = []
+    for weights in model.graph.initializer:
+        values = numpy_helper.to_array(weights)
+        if weights.data_type != TensorProto.FLOAT or values.size < MIN_HALVED:
+            continue
+        name = weights.name
+        weights.CopyFrom(numpy_helper.from_array(values.astype(np.float16), f"{name}_half"))
+        casts.append(helper.make_node("Cast", [f"{name}_half"], [name], to=TensorProto.FLOAT))
+    nodes = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend([*casts, *nodes])
+    halved: bytes = model.SerializeToString()
+    return halved
+
+
+def widen_weights(data: bytes) -> onnx.ModelProto:
+    """Return the graph of `halve_weights` with its weights in fp32, as every builder wants them.
+
+    Raises:
+        ModelError: no ONNX graph.
+    """
+    model = parse_onnx(data)
+    halves = {w.name: w for w in model.graph.initializer if w.data_type == TensorProto.FLOAT16}
+    nodes = []
+    for node in model.graph.node:
+        weights = halves.get(node.input[0]) if node.op_type == "Cast" else None
+        if weights is None:
+            nodes.append(node)
+            continue
+        values = numpy_helper.to_array(weights).astype(np.float32)
+        weights.CopyFrom(numpy_helper.from_array(values, node.output[0]))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return model
