@@ -45,7 +45,7 @@ def train(
     with the figures, and for each stage curves.json and curves.png.
 
     Example:
-      visaged train pipelines/weights/emotion-vgg13.toml --data ferplus=~/data/ferplus --out vgg13
+      visaged train pipelines/learning/recipes/emotion-vgg13.toml --data ferplus=~/data/ferplus --out vgg13
     """
     from ..pipelines.learning.exporter import export, halve_weights
     from ..pipelines.learning.metrics import fit_temperature

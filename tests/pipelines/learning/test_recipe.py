@@ -9,7 +9,7 @@ pytest.importorskip("torch", reason="torch is not installed (extra `learn`)")
 from visaged.pipelines.learning.recipe import read_recipe  # noqa: E402
 
 pytestmark = pytest.mark.torch
-WEIGHTS = Path(__file__).parents[3] / "pipelines" / "weights"
+RECIPES = Path(__file__).parents[3] / "pipelines" / "learning" / "recipes"
 STAGE = '[[stage]]\nname = "one"\ndata = "faces"\n'
 
 
@@ -19,7 +19,7 @@ def write(folder: Path, text: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("path", sorted(WEIGHTS.glob("*.toml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
 def test_a_shipped_recipe_makes_the_network_that_is_named_like_it(path: Path) -> None:
     assert read_recipe(path).name == path.stem
 
