@@ -6,7 +6,7 @@ import pytest
 from visaged.pipelines.errors import ConfigError
 
 pytest.importorskip("torch", reason="torch is not installed (extra `learn`)")
-from visaged.pipelines.learning.recipe import read_recipe  # noqa: E402
+from visaged.pipelines.learning.recipe import read_recipe
 
 pytestmark = pytest.mark.torch
 RECIPES = Path(__file__).parents[3] / "pipelines" / "learning" / "recipes"

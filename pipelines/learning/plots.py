@@ -1,0 +1,201 @@
+"""Pictures of how a network learned and how well it does. The door to matplotlib.
+
+Figures are made without pyplot, so nothing is kept between calls and no window system is asked for.
+"""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from ..cache_files import write_atomically
+from .metrics import ClassReport, Reliability
+
+I64 = npt.NDArray[np.int64]
+
+DPI = 150
+BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#767676"  # Okabe and Ito: told apart by colour-blind readers
+PALE_BLUE = "#a6cee3"
+DARK = 0.55  # share of a row from which on its number is written in white
+
+
+class Epoch(Protocol):
+    """What is drawn of one pass over the training samples; accuracies in 0..1."""
+
+    @property
+    def number(self) -> int:
+        """From 1."""
+
+    @property
+    def train_loss(self) -> float:
+        """On what was learned from."""
+
+    @property
+    def train_accuracy(self) -> float:
+        """On what was learned from."""
+
+    @property
+    def tune_loss(self) -> float:
+        """On the tuning part."""
+
+    @property
+    def tune_accuracy(self) -> float:
+        """On the tuning part."""
+
+
+def draw_confusion(confusion: I64, classes: Sequence[str], path: Path, title: str) -> Path:
+    """Write a PNG of a confusion matrix: in each field the share of its row and the number of faces.
+
+    Args:
+        confusion: `(K, K)` counts, a row per true class.
+        classes: K names.
+        path: where to; the folder is made.
+        title: accuracy, macro F1 and the number of faces are added below it.
+
+    Returns:
+        `path`.
+    """
+    k = len(classes)
+    if confusion.shape != (k, k):
+        raise ValueError(f"{confusion.shape=} for {k} classes")
+    report = ClassReport(confusion)
+    shares = confusion / np.maximum(report.n_true[:, None], 1)
+    figure, (axes,) = _figure(max(2.6 + 0.82 * k, 6.4), 2.1 + 0.62 * k)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for row, column in np.ndindex(k, k):
+        share, count = shares[row, column], confusion[row, column]
+        colour = "white" if share > DARK else "black" if count else "#b0b0b0"
+        bold = "bold" if row == column else "normal"
+        axes.text(column, row - 0.13, f"{share:.0%}", ha="center", va="center", color=colour, weight=bold)
+        axes.text(column, row + 0.24, f"{count:,}", ha="center", va="center", color=colour, fontsize=7)
+    axes.set_xticks(range(k), classes, rotation=35, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(k), [f"{name}  ({n:,})" for name, n in zip(classes, report.n_true, strict=True)])
+    axes.set_xticks(np.arange(k - 1) + 0.5, minor=True)
+    axes.set_yticks(np.arange(k - 1) + 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=1.5)
+    axes.tick_params(which="both", length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("said")
+    axes.set_ylabel("true (faces)")
+    below = f"accuracy {report.accuracy:.1%}, macro F1 {report.macro_f1:.3f}, {confusion.sum():,} faces"
+    _set_title(figure, title, f"{below}; shares are of the row")
+    return _write(figure, path)
+
+
+def draw_training(epochs: Sequence[Epoch], path: Path, title: str) -> Path:
+    """Write a PNG of loss and accuracy by epoch; the epoch with the smallest loss in tuning is marked.
+
+    Args:
+        epochs: at least one, in order.
+        path: where to; the folder is made.
+        title: the best epoch is added below it.
+
+    Returns:
+        `path`.
+    """
+    if not epochs:
+        raise ValueError("no epochs to draw")
+    numbers = [epoch.number for epoch in epochs]
+    best = min(epochs, key=lambda epoch: epoch.tune_loss)
+    figure, (above, below) = _figure(7.0, 6.2, n_rows=2)
+    curves = (
+        (above, "loss", [e.train_loss for e in epochs], [e.tune_loss for e in epochs]),
+        (below, "accuracy", [e.train_accuracy for e in epochs], [e.tune_accuracy for e in epochs]),
+    )
+    marker = "o" if len(epochs) <= 40 else ""
+    for axes, name, train, tune in curves:
+        axes.axvline(best.number, color=GREY, linewidth=1, linestyle=":")
+        axes.plot(numbers, train, color=ORANGE, marker=marker, markersize=3, label="train")
+        axes.plot(numbers, tune, color=BLUE, marker=marker, markersize=3, label="tune")
+        axes.set_ylabel(name)
+        axes.grid(color="#e4e4e4", linewidth=0.7)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    above.plot(best.number, best.tune_loss, "o", color=BLUE, markersize=7)
+    below.plot(best.number, best.tune_accuracy, "o", color=BLUE, markersize=7)
+    above.legend(frameon=False)
+    below.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+    below.set_xlabel("epoch")
+    line = f"best epoch {best.number} of {numbers[-1]}: tune loss {best.tune_loss:.3f}"
+    _set_title(figure, title, f"{line}, tune accuracy {best.tune_accuracy:.1%}")
+    return _write(figure, path)
+
+
+def draw_reliability(bins: Reliability, path: Path, title: str) -> Path:
+    """Write a PNG of how often a predictor was right where it was so sure, and how often it was so sure.
+
+    Args:
+        bins: as from `metrics.reliability`.
+        path: where to; the folder is made.
+        title: the expected calibration error is added below it.
+
+    Returns:
+        `path`.
+    """
+    if not bins.n_faces.sum():
+        raise ValueError("no faces to draw a reliability diagram of")
+    figure, (above, below) = _figure(5.6, 6.6, n_rows=2, heights=(3, 1))
+    centres, width = (bins.edges[:-1] + bins.edges[1:]) / 2, np.diff(bins.edges)
+    full = bins.n_faces > 0
+    accuracy, confidence = bins.accuracy[full], bins.confidence[full]
+    above.bar(centres[full], accuracy, width[full] * 0.92, color=PALE_BLUE, label="right")
+    above.bar(
+        centres[full],
+        np.abs(confidence - accuracy),
+        width[full] * 0.92,
+        bottom=np.minimum(confidence, accuracy),
+        facecolor="none",
+        edgecolor=ORANGE,
+        hatch="////",
+        linewidth=0.8,
+        label="gap to confidence",
+    )
+    above.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="as sure as right")
+    above.set_ylim(0, 1)
+    above.set_ylabel("accuracy")
+    above.legend(frameon=False, loc="upper left")
+    below.bar(centres, bins.n_faces / bins.n_faces.sum(), width * 0.92, color=GREY)
+    below.set_ylabel("faces")
+    below.set_xlabel("confidence: the largest probability")
+    below.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    for axes in (above, below):
+        axes.set_xlim(0, 1)
+        axes.grid(color="#e4e4e4", linewidth=0.7)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    sides = [float(np.average(values, weights=bins.n_faces[full])) for values in (confidence, accuracy)]
+    line = f"ECE {bins.ece:.3f}; mean confidence {sides[0]:.1%}, accuracy {sides[1]:.1%}"
+    _set_title(figure, title, f"{line}, {bins.n_faces.sum():,} faces")
+    return _write(figure, path)
+
+
+def _figure(
+    width: float, height: float, n_rows: int = 1, heights: Sequence[float] | None = None
+) -> tuple[Figure, Any]:
+    """Return a figure of that size in inches, and its axes, one above the other."""
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(n_rows, 1, sharex=n_rows > 1, squeeze=False, height_ratios=heights)
+    return figure, axes[:, 0]
+
+
+def _set_title(figure: Figure, title: str, below: str) -> None:
+    axes = figure.axes[0]
+    axes.set_title(title, loc="left", fontsize=12, weight="bold", pad=24)
+    line = axes.annotate(below, (0, 1), (0, 8), xycoords="axes fraction", textcoords="offset points")
+    line.set(fontsize=9, color="#404040", in_layout=False)  # it may be wider than the axes
+
+
+def _write(figure: Figure, path: Path) -> Path:
+    """Write the figure as PNG, whole or not at all, the same bytes for the same figure."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, buffer.getvalue())
+    return path
