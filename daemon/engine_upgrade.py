@@ -7,7 +7,7 @@ missing ─► building (a process, nice 19) ─► loading (a thread) ─► re
 import logging
 import subprocess
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from ..pipelines.assembly import Stages
 from ..pipelines.engine_loader import EngineInfo
@@ -109,17 +109,11 @@ class EngineUpgrade:
         self._engines = {member.network.name: member.info for member in ensemble.members}
         self._metrics.engine_info.clear()
         for name, info in self._engines.items():
-            self._metrics.engine_info.labels(name, info.backend.value, info.precision.value, info.device).set(
-                1
-            )
+            labels = name, info.backend.value, info.precision.value, info.device
+            self._metrics.engine_info.labels(*labels).set(1)
             self._metrics.engine_fallback.labels(name).set(info.is_fallback)
 
 
-def retire(ensemble: Ensemble, on_done: Callable[[], None] = lambda: None) -> None:
+def retire(ensemble: Ensemble) -> None:
     """Free `ensemble` beside the caller: letting go of memory can take milliseconds."""
-
-    def free() -> None:
-        ensemble.close()
-        on_done()
-
-    threading.Thread(target=free, name="retire", daemon=True).start()
+    threading.Thread(target=ensemble.close, name="retire", daemon=True).start()

@@ -13,7 +13,7 @@ from rich.console import Console
 from ..daemon import logs
 from ..pipelines.errors import VisagedError
 
-EXTRAS = {"torch": "learn", "matplotlib": "learn"}
+EXTRAS = dict.fromkeys(("torch", "captum", "kornia", "matplotlib", "safetensors"), "learn")
 EXIT_INTERRUPTED = 130
 
 SERVE, PEOPLE, MEASURE, SET_UP = "Serve", "People", "Try and measure", "Set up"
@@ -50,6 +50,7 @@ COMMANDS = (
     Command("build", SET_UP, "build", "build", "Build the networks into plans, faster ones or for a GPU."),
     Command("plans", SET_UP, "plans", "app", "List, inspect, verify and prune plans."),
     Command("calibrate", SET_UP, "calibrate", "calibrate", "Measure INT8 ranges on photos."),
+    Command("explain", MEASURE, "explain", "explain", "Draw where the emotion network looks on a face."),
     Command("train", SET_UP, "train", "train", "Train a network as a recipe says."),
     Command("train-emotion", SET_UP, "train_emotion", "train_emotion", "Train the small emotion head."),
     Command(

@@ -19,9 +19,9 @@ from ..pipelines.engine_loader import EngineLoader
 from ..pipelines.ensemble import Ensemble, EnsembleConfig, Outputs, build_ensemble, output_of
 from ..pipelines.fuser import RULES
 from ..pipelines.learning.ferplus import Aligner, Faces, load_faces, tuning_part
+from ..pipelines.learning.metrics import log_loss
 from ..pipelines.message import EMOTIONS
 from ..pipelines.model_store import ModelStore
-from .calibration import log_loss
 
 F32 = npt.NDArray[np.float32]
 

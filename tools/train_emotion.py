@@ -20,9 +20,9 @@ from ..pipelines.importers.dlib_dat import FaceResnet, read_face_resnet
 from ..pipelines.importers.dlib_onnx import face_resnet_onnx
 from ..pipelines.importers.emotion_head import DEFAULT_TAPS, EmotionHead, read_head, write_head
 from ..pipelines.learning.ferplus import Faces, load_faces, see, tuning_part
+from ..pipelines.learning.metrics import fit_temperature, log_loss
 from ..pipelines.model_store import HEAD_PATH, ModelStore
 from ..pipelines.registry import FERPLUS_CLASSES
-from .calibration import fit_temperature, log_loss
 from .evaluate_emotion import print_report
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 from visaged.pipelines.importers.emotion_head import read_head, write_head
-from visaged.tools.calibration import fit_temperature, log_loss
+from visaged.pipelines.learning.metrics import fit_temperature
 
 torch = pytest.importorskip("torch", reason="torch is not installed (extra `learn`)")
 pytestmark = pytest.mark.torch
@@ -30,12 +30,3 @@ def test_a_head_learns_what_can_be_learned_and_survives_its_file(hidden: int, tm
 
     assert (logits.argmax(axis=1) == labels[tuning]).mean() > 0.85
     assert fit_temperature(logits, targets[tuning]) == pytest.approx(1.0, abs=0.1)  # folded in
-
-
-def test_the_temperature_of_overconfident_logits_is_what_they_were_multiplied_by() -> None:
-    random = np.random.default_rng(0)
-    logits = random.normal(0, 1.5, (4000, 5)).astype(np.float32)
-    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-
-    assert fit_temperature(logits * 3, shares) == pytest.approx(3.0, rel=0.02)
-    assert log_loss(logits, shares) < log_loss(logits * 3, shares)

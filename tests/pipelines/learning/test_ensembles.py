@@ -5,7 +5,7 @@ import logging
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from visaged.kernels import fusion
@@ -28,6 +28,7 @@ F32 = npt.NDArray[np.float32]
 
 # Multiples of 1/2: members that are the last bit apart from a tie would make accuracies jump.
 LOGITS = arrays(np.float32, (3, 10, 4), elements=st.integers(-12, 12).map(lambda i: i / 2))
+SLOWLY = settings(deadline=None, max_examples=50)  # the cores are shared
 LABELS = arrays(np.int64, 10, elements=st.integers(0, 3))
 
 
@@ -95,6 +96,7 @@ def test_the_product_does_not_punish_a_class_for_being_known_to_few_or_to_many()
         fuse_product(p, knows, np.zeros(2, np.float32))
 
 
+@SLOWLY
 @given(LOGITS)
 def test_every_rule_gives_probabilities_and_one_member_alone_stays_itself(logits: F32) -> None:
     members = members_of(logits)
@@ -121,6 +123,7 @@ def test_temperatures_are_found_on_the_classes_a_member_knows() -> None:
     assert fit_temperatures(logits, knows, seen)[1] == pytest.approx(4.0, rel=0.02)
 
 
+@SLOWLY
 @given(LOGITS, LABELS)
 def test_with_q_zero_va_expo_wa_is_the_mean(logits: F32, labels: npt.NDArray[np.int64]) -> None:
     members = members_of(logits)
@@ -154,6 +157,7 @@ def test_a_large_q_is_chosen_when_all_but_one_member_are_bad_and_the_smallest_of
     assert tune_weights(alike, same_targets, grid=(0.0, 0.001)).q == 0.0
 
 
+@SLOWLY
 @given(LOGITS, LABELS)
 def test_tuned_weights_are_never_worse_than_the_mean_on_the_tuning_part(
     logits: F32, labels: npt.NDArray[np.int64]
@@ -173,6 +177,7 @@ def test_members_that_are_never_right_still_get_weights() -> None:
     assert tune_weights(members, targets, grid=(150.0,)).weights.tolist() == [1.0, 1.0]
 
 
+@SLOWLY
 @given(LOGITS, LABELS)
 def test_a_committee_of_one_group_is_va_expo_wa(logits: F32, labels: npt.NDArray[np.int64]) -> None:
     members, targets = members_of(logits), one_hot(labels)
@@ -226,6 +231,7 @@ def test_a_committee_with_a_stranger_or_with_two_groups_of_one_name_is_refused()
         fit_committee(Group("all", (Group("all", ("a",)), "b")), members, targets)
 
 
+@SLOWLY
 @given(LOGITS, LABELS)
 def test_a_greedy_selection_is_never_worse_than_the_best_single_member_on_its_set(
     logits: F32, labels: npt.NDArray[np.int64]
