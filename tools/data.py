@@ -1,0 +1,77 @@
+"""The `data` commands: what the data of a task are worth, before anything is trained on them."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from ..pipelines.errors import SourceError
+from ..pipelines.learning.task import Description, TaskConfig, photos_of, read_task
+from ..pipelines.learning.task import describe as describe_task
+
+app = typer.Typer(help="Say what the data of a task are worth.", no_args_is_help=True)
+
+SHOWN = 5  # of a list of mistakes
+
+
+@app.callback()
+def _group() -> None:
+    """Keep `describe` a command of its own beside those to come."""
+
+
+@app.command()
+def describe(
+    task: Annotated[Path, typer.Argument(help="The task file, TOML.")],
+    strict: Annotated[bool, typer.Option("--strict", help="Exit code 1 where parts leak.")] = False,
+) -> None:
+    """Count the classes of a task, and look for duplicates and for what is in two parts at once.
+
+    A photo that is learned from and tested on makes every figure worthless; so do two of one person's photos
+    where identity counts. The last line says what depth of network the data support.
+
+    Example:
+      visaged data describe emotions.toml
+    """
+    wanted, console = read_task(task), Console()
+    total = sum(1 for _ in photos_of(wanted))
+    with Progress(console=Console(stderr=True)) as progress:
+        bar = progress.add_task("reading", total=total)
+        found = describe_task(wanted, lambda: progress.advance(bar))
+    console.print(f"{wanted.name}: {wanted.input} in, {wanted.output} out", highlight=False)
+    console.print(counts_of(found, wanted))
+    for line in lines_of(found):
+        console.print(line, highlight=False, soft_wrap=True)
+    if strict and found.leaks:
+        raise SourceError(
+            f"{len(found.leaks)} pairs of photos leak between the parts of {wanted.name}; move one of each"
+        )
+
+
+def counts_of(found: Description, task: TaskConfig) -> Table:
+    """Return photos by class and part."""
+    table = Table("class", *found.counts, box=None)
+    for name in task.classes:
+        table.add_row(name, *(str(counts[name]) for counts in found.counts.values()))
+    table.add_row("all", *(str(sum(counts.values())) for counts in found.counts.values()), style="bold")
+    return table
+
+
+def lines_of(found: Description) -> list[str]:
+    """Return everything else, a line each."""
+    smallest, median, largest = found.sides_px
+    lines = [
+        f"shorter side: {smallest} to {largest} px, half of them under {median} px",
+        f"imbalance: the largest class has {found.imbalance:.1f} times the photos of the smallest",
+        f"groups: {found.n_groups}; duplicates inside a part: {found.n_duplicates}",
+        f"leaks between parts: {len(found.leaks)}",
+    ]
+    reasons = {"same": "is also", "alike": "looks like", "group": "is of the same group as"}
+    lines += [f"  {leak.first} {reasons[leak.why]} {leak.second}" for leak in found.leaks[:SHOWN]]
+    if len(found.leaks) > SHOWN:
+        lines.append(f"  and {len(found.leaks) - SHOWN} more")
+    lines += [f"not read: {sentence}" for sentence in found.unreadable[:SHOWN]]
+    lines += [f"no class: the folder {folder}" for folder in found.unknown[:SHOWN]]
+    return [*lines, f"depth: {found.advice}"]
