@@ -24,7 +24,9 @@ pytestmark = pytest.mark.torch
 def network(store: ModelStore) -> EmotionNetwork:
     torch.set_num_threads(1)
     weights = store.weights_file("dlib_face_recognition_resnet_model_v1.dat")
-    return EmotionNetwork(read_face_resnet(weights), read_head(HEAD_PATH)).eval()
+    network = EmotionNetwork(read_face_resnet(weights), read_head(HEAD_PATH))
+    network.eval()
+    return network
 
 
 def test_the_network_that_is_explained_answers_as_the_engine_does(
