@@ -13,7 +13,7 @@ from rich.console import Console
 from ..daemon import logs
 from ..pipelines.errors import VisagedError
 
-EXTRAS = dict.fromkeys(("torch", "captum", "kornia", "matplotlib", "safetensors"), "learn")
+EXTRAS = dict.fromkeys(("torch", "captum", "kornia", "matplotlib"), "learn")
 EXIT_INTERRUPTED = 130
 
 SERVE, PEOPLE, MEASURE, SET_UP = "Serve", "People", "Try and measure", "Set up"
