@@ -4,7 +4,6 @@ A plan that is missing, damaged, or made for another machine never stops the dae
 from its imported ONNX file on ONNX Runtime until the plan is there.
 """
 
-import hashlib
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,13 +11,14 @@ from dataclasses import dataclass
 from msgspec import Struct
 
 from . import cuda_device
+from .cache_files import sha256_of
 from .engine import Engine, EngineConfig
 from .errors import ConfigError, ModelError
-from .hardware import check_head_room, free_memory_bytes, has_int8_instructions, version_of
+from .hardware import EXTRAS, check_head_room, free_memory_bytes, has_int8_instructions, version_of
 from .model_store import ModelStore
 from .ort_engine import OrtEngine
 from .plan import Backend, Precision
-from .plan_builder import EXTRA_OF, PlanOrder, build_plan, key_of, open_engine
+from .plan_builder import PlanOrder, build_plan, key_of, open_engine
 from .plan_store import PlanStore, StoredPlan
 from .precision import ranges_path
 
@@ -100,7 +100,7 @@ def _backend(config: EngineConfig) -> Backend:
     if not version_of(backend):
         raise ConfigError(
             f"[engine] backend {backend.value} is not installed; "
-            f"run `pip install 'visaged[{EXTRA_OF[backend]}]'`, or set another"
+            f"run `pip install 'visaged[{EXTRAS[backend]}]'`, or set another"
         )
     wants_gpu = config.device.startswith("cuda")
     if (wants_gpu and not backend.needs_gpu) or (config.device == CPU and backend.needs_gpu):
@@ -172,15 +172,15 @@ class EngineLoader:
         """
         order = self.order(network)
         if _runs_from_onnx(order):
-            return self._load_onnx(network, order, "")
+            return self._load_onnx(network, "")
         plan = self._find(order)
         if plan is None:
-            return self._load_onnx(network, order, "its plan is not built for this machine yet")
+            return self._load_onnx(network, "its plan is not built for this machine yet")
         try:
             loaded = self._load_plan(plan, order)
         except ModelError as error:
             log.warning("could not load a plan, ONNX Runtime stands in: %s", error)
-            return self._load_onnx(network, order, str(error))
+            return self._load_onnx(network, str(error))
         try:
             self.plans.promote(plan)
         except ModelError as error:  # a cache that is read only serves as well
@@ -208,9 +208,8 @@ class EngineLoader:
         )
         return Loaded(engine, record.sha256, info)
 
-    def _load_onnx(self, network: str, order: PlanOrder, reason: str) -> Loaded:
+    def _load_onnx(self, network: str, reason: str) -> Loaded:
         path = self._models.ensure(network)
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
         info = EngineInfo(
             backend=Backend.ONNXRUNTIME,
             precision=Precision.FP32,
@@ -218,7 +217,7 @@ class EngineLoader:
             is_fallback=bool(reason),
             reason=reason,
         )
-        return Loaded(OrtEngine(path, threads=self._threads), digest, info)
+        return Loaded(OrtEngine(path, threads=self._threads), sha256_of(path), info)
 
 
 def _runs_from_onnx(order: PlanOrder) -> bool:

@@ -17,6 +17,8 @@ PACKAGES = {
     Backend.TENSORRT_RTX: ("tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12"),
 }
 """Distributions that bring a backend, the first that is installed counts."""
+EXTRAS = {Backend.OPENVINO: "openvino", Backend.TENSORRT: "tensorrt", Backend.TENSORRT_RTX: "tensorrt-rtx"}
+"""Extras of visaged that install a backend; ONNX Runtime comes with it."""
 RESERVE_BYTES = 64 << 20  # left free beside what an engine takes
 
 

@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from ..kernels.pyramid import lay_out, paint_canvas
 from .cropper import Cropper
-from .errors import ModelError
+from .errors import ModelError, PhotoError
+from .photo import read_photo
 from .registry import DETECTORS, NETWORKS, ChipRecipe
 
 F32 = npt.NDArray[np.float32]
@@ -77,7 +78,7 @@ def _canvas(scale: float) -> F32:
 
 
 def _photo() -> U8:
-    bgr = cv2.imread(str(PHOTO))
-    if bgr is None:
-        raise ModelError(f"{PHOTO} cannot be read; install visaged again")
-    return np.ascontiguousarray(bgr[..., ::-1]).astype(np.uint8)
+    try:
+        return read_photo(PHOTO)
+    except PhotoError as error:
+        raise ModelError(f"{PHOTO} cannot be read; install visaged again") from error

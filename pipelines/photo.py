@@ -19,6 +19,11 @@ JPEG_SCAN = 0xDA
 JPEG_SIZE_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
+def photos_below(folder: Path) -> list[Path]:
+    """Return every photo in `folder` and below, by its name's ending, in order of their paths."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+
+
 def read_photo(path: Path) -> U8:
     """Return the photo as `(H, W, 3)` uint8 RGB, upright as its EXIF orientation says.
 

@@ -18,10 +18,10 @@ import numpy.typing as npt
 
 from ..kernels.pyramid import MIN_CANVAS_PX, lay_out
 from . import cuda_device
-from .cache_files import write_atomically
+from .cache_files import sha256_of, write_atomically
 from .engine import Engine
 from .errors import ModelError
-from .hardware import cpu_hardware, version_of
+from .hardware import EXTRAS, cpu_hardware, version_of
 from .model_store import ModelStore
 from .ort_engine import OrtEngine, build_ort_plan
 from .parity import ParityReport, compare
@@ -38,11 +38,8 @@ BUILDER_VERSION = 1
 """Raised whenever the same network and ranges become another plan here; part of every plan's key."""
 
 ANY_BATCH = 256  # what the CPU backends take; their plans do not depend on it
-DETECTOR_FRAMES = (
-    (720, 1280),
-    (1440, 2560),
-)  # height, width in px: for which the detector is fastest; largest
-EXTRA_OF = {Backend.OPENVINO: "openvino", Backend.TENSORRT: "tensorrt", Backend.TENSORRT_RTX: "tensorrt-rtx"}
+DETECTOR_FRAMES = ((720, 1280), (1440, 2560))
+"""Height and width in px of the frame for which the detector is fastest, and of the largest it takes."""
 
 Progress = Callable[[str], None]
 """Called with what is being done now."""
@@ -80,12 +77,12 @@ def key_of(order: PlanOrder, onnx_path: Path) -> PlanKey:
     if not version:
         raise ModelError(
             f"{order.backend.value} is not installed; "
-            f"run `pip install 'visaged[{EXTRA_OF[order.backend]}]'`, or set another backend"
+            f"run `pip install 'visaged[{EXTRAS[order.backend]}]'`, or set another backend"
         )
     ranges = _ranges_of(order)
     return PlanKey(
         network=order.network,
-        onnx_sha256=hashlib.sha256(onnx_path.read_bytes()).hexdigest(),
+        onnx_sha256=sha256_of(onnx_path),
         backend=order.backend,
         backend_version=version,
         precision=order.precision,
@@ -94,6 +91,24 @@ def key_of(order: PlanOrder, onnx_path: Path) -> PlanKey:
         flags=(f"builder {BUILDER_VERSION}", *(["no TF32"] if order.backend.needs_gpu else [])),
         ranges_sha256=ranges.sha256 if ranges else "",
     )
+
+
+def find_plan(order: PlanOrder, models: ModelStore, plans: PlanStore) -> StoredPlan | None:
+    """Return the stored plan for `order` on this machine, or None; the network is imported where needed.
+
+    Raises:
+        ModelError: as `key_of`, or the network cannot be imported.
+    """
+    return plans.find(key_of(order, models.ensure(order.network)))
+
+
+def ensure_plan(order: PlanOrder, models: ModelStore, plans: PlanStore) -> StoredPlan:
+    """Return the stored plan for `order`, built first when it is missing or damaged.
+
+    Raises:
+        ModelError: as `build_plan`.
+    """
+    return find_plan(order, models, plans) or build_plan(order, models, plans)
 
 
 def build_plan(
@@ -168,7 +183,7 @@ def verify_stored(plan: StoredPlan, models: ModelStore, inputs: list[F32] | None
     """
     key = plan.record.key
     onnx_path = models.ensure(key.network)
-    if not plan.is_whole or hashlib.sha256(onnx_path.read_bytes()).hexdigest() != key.onnx_sha256:
+    if not plan.is_whole or sha256_of(onnx_path) != key.onnx_sha256:
         raise ModelError(f"{key} is damaged or of an older network; build it again with `visaged build`")
     order = PlanOrder(
         network=key.network,

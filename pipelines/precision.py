@@ -4,7 +4,6 @@ Precision lives in the graph: TensorRT 11 has no flag for it, and every backend 
 """
 
 import hashlib
-import logging
 from collections.abc import Iterable
 from enum import Enum
 from pathlib import Path
@@ -156,25 +155,19 @@ def to_int8(data: bytes, ranges: Ranges, style: Int8Style) -> bytes:
 
     is_symmetric = style is Int8Style.SYMMETRIC
     pairs = {name: (np.float32(low), np.float32(high)) for name, (low, high) in ranges.tensors.items()}
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)  # it advises through the root logger to preprocess; our graphs need none
-    try:
-        quantizer = QDQQuantizer(
-            model=model,
-            per_channel=True,
-            reduce_range=False,
-            weight_qType=QuantType.QInt8,
-            activation_qType=QuantType.QInt8 if is_symmetric else QuantType.QUInt8,
-            tensors_range=TensorsData(CalibrationMethod.MinMax, pairs),
-            nodes_to_quantize=[],
-            nodes_to_exclude=_tail(model),
-            op_types_to_quantize=list(QUANTISED),
-            extra_options={"ActivationSymmetric": is_symmetric, "QuantizeBias": not is_symmetric},
-        )
-        quantizer.quantize_model()
-    finally:
-        root.setLevel(level)
+    quantizer = QDQQuantizer(
+        model=model,
+        per_channel=True,
+        reduce_range=False,
+        weight_qType=QuantType.QInt8,
+        activation_qType=QuantType.QInt8 if is_symmetric else QuantType.QUInt8,
+        tensors_range=TensorsData(CalibrationMethod.MinMax, pairs),
+        nodes_to_quantize=[],
+        nodes_to_exclude=_tail(model),
+        op_types_to_quantize=list(QUANTISED),
+        extra_options={"ActivationSymmetric": is_symmetric, "QuantizeBias": not is_symmetric},
+    )
+    quantizer.quantize_model()
     quantised: bytes = quantizer.model.model.SerializeToString()
     return quantised
 

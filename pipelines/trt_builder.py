@@ -12,11 +12,11 @@ from types import ModuleType
 from typing import Any
 
 from .errors import ModelError
+from .hardware import EXTRAS
 from .plan import Backend, Profile
 
 WORKSPACE_BYTES = 1 << 30
 MAX_LINES = 10_000  # of a log that is kept; an engine that runs for months may warn at every batch
-EXTRAS = {Backend.TENSORRT: "tensorrt", Backend.TENSORRT_RTX: "tensorrt-rtx"}
 
 
 @dataclass(frozen=True, slots=True)

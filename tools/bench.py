@@ -124,15 +124,13 @@ def measure(
             with console.status(f"live: the daemon for {seconds:.0f} s"):
                 figures["live"] = bench_live(scene, seconds, cache=cache, wheels=wheels)
         with one_core_stages(Path(folder), cache, wheels) as (stages, recipe):
+            still = compose_scene(material)
+            chips = chips_of(still, stages.detector.detect(still))
             if "embedding" in parts:
                 with console.status("embedding: one core, ours and dlib's"):
-                    still = compose_scene(material)
-                    chips = chips_of(still, stages.detector.detect(still))
                     figures["embedding"] = bench_embedding(chips, stages.ensemble, recipe)
             if "engines" in parts:
                 with console.status("engines: every one of this CPU, and dlib's own code"):
-                    still = compose_scene(material)
-                    chips = chips_of(still, stages.detector.detect(still))
                     figures["engines"] = bench_engines(still, chips, recipe, ModelStore(cache, wheels))
             if "recipe" in parts:
                 with console.status("recipe: end to end, ours and face_recognition's"):

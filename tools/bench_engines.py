@@ -17,7 +17,7 @@ from ..pipelines.hardware import has_int8_instructions, version_of
 from ..pipelines.mmod_detector import MmodDetector
 from ..pipelines.model_store import ModelStore
 from ..pipelines.plan import Backend, Precision
-from ..pipelines.plan_builder import PlanOrder, build_plan, key_of, open_engine
+from ..pipelines.plan_builder import PlanOrder, ensure_plan, open_engine
 from ..pipelines.plan_store import PlanStore
 from ..pipelines.precision import ranges_path
 from ..pipelines.registry import FACE_RESNET, NETWORKS
@@ -119,7 +119,7 @@ def _engines(network: str, models: ModelStore, plans: PlanStore) -> Iterator[tup
         for precision in precisions:
             if version_of(backend):
                 order = PlanOrder(network=network, backend=backend, precision=precision)
-                plan = plans.find(key_of(order, models.ensure(network))) or build_plan(order, models, plans)
+                plan = ensure_plan(order, models, plans)
                 yield f"{backend.value} {precision.value}", open_engine(plan.path, backend)
 
 

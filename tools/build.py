@@ -11,7 +11,7 @@ from ..daemon.config import find_config
 from ..pipelines.errors import ModelError
 from ..pipelines.model_store import ModelStore
 from ..pipelines.plan import Backend, Precision
-from ..pipelines.plan_builder import PlanOrder, build_plan, key_of
+from ..pipelines.plan_builder import PlanOrder, build_plan, find_plan
 from ..pipelines.plan_store import PlanStore, StoredPlan
 from ..pipelines.precision import ranges_path
 from ..pipelines.registry import DETECTORS, NETWORKS
@@ -87,7 +87,7 @@ def build_all(
         for index, order in enumerate(orders, 1):
             what = f"{index}/{len(orders)} {order.network} {order.precision.value} on {order.backend.value}"
             task = progress.add_task(what)
-            plan = None if force else plans.find(key_of(order, models.ensure(order.network)))
+            plan = None if force else find_plan(order, models, plans)
             if plan is not None:
                 done.append((plan, False))
             else:

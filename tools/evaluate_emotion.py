@@ -35,6 +35,7 @@ from ..pipelines.message import EMOTIONS
 from ..pipelines.model_store import ModelStore
 
 F32 = npt.NDArray[np.float32]
+I64 = npt.NDArray[np.int64]
 
 SURE = np.float32(1e-9)  # added to probabilities before their logarithm
 
@@ -113,10 +114,17 @@ def draw(p: F32, faces: Faces, path: Path) -> None:
     """Write the confusion matrix over the faces with a strict majority as a picture."""
     from ..pipelines.learning.plots import draw_confusion
 
+    draw_confusion(confusion_of(p, faces), EMOTIONS, path, "FER+, faces with a strict majority")
+
+
+def confusion_of(answers: F32, faces: Faces) -> I64:
+    """Return `(K, K)` counts of true by said over the faces that most votes agree about.
+
+    `answers` is `(N, K)`, logits or probabilities.
+    """
     clear = faces.has_majority()
-    labels, answers = faces.targets()[clear].argmax(axis=1), p[clear].argmax(axis=1)
-    confusion = confusion_matrix(labels, answers, len(EMOTIONS))
-    draw_confusion(confusion, EMOTIONS, path, "FER+, faces with a strict majority")
+    labels = faces.votes[clear].argmax(axis=1).astype(np.int64)
+    return confusion_matrix(labels, answers[clear].argmax(axis=1), len(EMOTIONS))
 
 
 def run(ensemble: Ensemble, aligner: Aligner, faces: Faces, console: Console) -> Outputs:
@@ -137,10 +145,8 @@ def run(ensemble: Ensemble, aligner: Aligner, faces: Faces, console: Console) ->
 
 def print_report(title: str, logits: F32, faces: Faces, console: Console) -> None:
     """Print accuracy, macro F1 and recall of `(N, K)` logits on the faces that most votes agree about."""
-    clear = faces.has_majority()
-    labels = faces.votes[clear].argmax(axis=1).astype(np.int64)
-    report = ClassReport(confusion_matrix(labels, logits[clear].argmax(axis=1), len(EMOTIONS)))
-    table = Table(title=f"{title}: {clear.sum()} faces with a strict majority")
+    report = ClassReport(confusion_of(logits, faces))
+    table = Table(title=f"{title}: {report.confusion.sum()} faces with a strict majority")
     for heading in ("class", "faces", "recall", "precision", "F1"):
         table.add_column(heading, justify="left" if heading == "class" else "right")
     columns = report.n_true, report.recall, report.precision, report.f1

@@ -19,7 +19,7 @@ from ..pipelines.hardware import version_of
 from ..pipelines.model_store import ModelStore
 from ..pipelines.ort_engine import OrtEngine
 from ..pipelines.plan import Backend, Precision
-from ..pipelines.plan_builder import PlanOrder, build_plan, key_of, open_engine
+from ..pipelines.plan_builder import PlanOrder, ensure_plan, open_engine
 from ..pipelines.plan_store import PlanStore
 from ..pipelines.registry import FACE_RESNET
 from .bench import machine, write_json
@@ -118,9 +118,7 @@ def measure(
             name = f"{backend.value} {precision.value}"
             with console.status(name):
                 order = PlanOrder(network=FACE_RESNET.name, backend=backend, precision=precision)
-                key = key_of(order, models.ensure(order.network))
-                plan = plans.find(key) or build_plan(order, models, plans)
-                embeddings = embed(open_engine(plan.path, backend), chips)
+                embeddings = embed(open_engine(ensure_plan(order, models, plans).path, backend), chips)
             moved = np.linalg.norm(embeddings - reference, axis=1)
             own = score(embeddings, embeddings, trial)
             yield {

@@ -12,9 +12,8 @@ from rich.console import Console
 
 from ..daemon.config import find_config
 from ..kernels.chips import cut_chip, to_input
-from ..pipelines.cache_files import write_atomically
 from ..pipelines.detector import DetectorConfig, build_detector
-from ..pipelines.errors import ConfigError, PhotoError, SourceError
+from ..pipelines.errors import ConfigError, PhotoError
 from ..pipelines.importers.dlib_dat import read_face_resnet
 from ..pipelines.importers.emotion_head import read_head
 from ..pipelines.model_store import HEAD_PATH, ModelStore
@@ -49,6 +48,7 @@ def explain(
       visaged explain ada.jpg
       visaged explain ada.jpg --emotion sadness --out why-not-sad.png
     """
+    from ..pipelines.learning.contact_sheet import write_png
     from ..pipelines.learning.explainer import EmotionNetwork, filters_of
     from ..pipelines.learning.explainer import explain as explain_chip
 
@@ -61,18 +61,10 @@ def explain(
     network = EmotionNetwork(read_face_resnet(models.weights_file(WEIGHTS)), head)
     recipe = FACE_RESNET.recipe
     inputs = to_input(chip[None], recipe.mean, recipe.scale, grey=False)[0]
-    found = explain_chip(network, inputs, head.classes.index(emotion) if emotion else 0)
-    if not emotion:
-        emotion = head.classes[int(found.probabilities.argmax())]
-        found = explain_chip(network, inputs, head.classes.index(emotion))
-    picture = draw(chip, found, filters_of(network), emotion, head.classes)
-    encoded = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes()
-    try:
-        write_atomically(out, encoded)
-    except OSError as error:
-        raise SourceError(f"{out} cannot be written ({error.strerror}); choose another --out") from error
-    share = found.probabilities[head.classes.index(emotion)]
-    Console().print(f"{out}: {emotion} {share:.0%}", soft_wrap=True, highlight=False)
+    found = explain_chip(network, inputs, head.classes.index(emotion) if emotion else None)
+    write_png(draw(chip, found, filters_of(network), head.classes), out)
+    share = found.probabilities[found.target]
+    Console().print(f"{out}: {head.classes[found.target]} {share:.0%}", soft_wrap=True, highlight=False)
 
 
 def face_chip(photo: Path, models: ModelStore) -> U8:
@@ -89,7 +81,7 @@ def face_chip(photo: Path, models: ModelStore) -> U8:
     return cut_chip(rgb, largest.landmarks, FACE_RESNET.recipe.size, FACE_RESNET.recipe.padding)
 
 
-def draw(chip: U8, found: "Explanation", filters: F32, emotion: str, classes: tuple[str, ...]) -> U8:
+def draw(chip: U8, found: "Explanation", filters: F32, classes: tuple[str, ...]) -> U8:
     """Return the whole picture, `(H, W, 3)` RGB: two rows of four tiles, each with a line of text."""
     heat = cv2.applyColorMap((found.where * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
     grey = np.repeat(cv2.cvtColor(chip, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2).astype(np.float32)
@@ -99,7 +91,7 @@ def draw(chip: U8, found: "Explanation", filters: F32, emotion: str, classes: tu
     seen = ", ".join(f"{classes[index]} {found.probabilities[index]:.0%}" for index in order)
     tiles = [
         tile(chip, seen),
-        tile(np.clip(0.55 * chip + 0.6 * heat, 0, 255).astype(np.uint8), f"where: {emotion}"),
+        tile(np.clip(0.55 * chip + 0.6 * heat, 0, 255).astype(np.uint8), f"where: {classes[found.target]}"),
         tile(np.clip(over, 0, 255).astype(np.uint8), "pixels: green for, red against"),
         tile((_grid(filters) * 255).astype(np.uint8), "first filters"),
     ]

@@ -12,7 +12,7 @@ from ..pipelines.cropper import Cropper
 from ..pipelines.detector import Detector, DetectorConfig, build_detector
 from ..pipelines.errors import PhotoError
 from ..pipelines.model_store import ModelStore
-from ..pipelines.photo import SUFFIXES, read_photo
+from ..pipelines.photo import SUFFIXES, photos_below, read_photo
 from ..pipelines.registry import ChipRecipe
 
 F32 = npt.NDArray[np.float32]
@@ -40,7 +40,7 @@ def photos_under(folder: Path) -> list[Path]:
     Raises:
         PhotoError: there is none.
     """
-    photos = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    photos = photos_below(folder)
     if not photos:
         raise PhotoError(f"{folder} holds no photo ({', '.join(sorted(SUFFIXES))}); name another folder")
     return photos

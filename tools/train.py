@@ -20,10 +20,9 @@ from ..pipelines.registry import ChipRecipe, Colour
 if TYPE_CHECKING:
     from ..pipelines.learning.ferplus import Faces
     from ..pipelines.learning.networks import Network
-    from ..pipelines.learning.normalisation import Normalisation
     from ..pipelines.learning.recipe import RecipeConfig, StageConfig
     from ..pipelines.learning.samples import Samples
-    from ..pipelines.learning.trainer import Epoch
+    from ..pipelines.learning.trainer import Epoch, Losses
 
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
@@ -48,9 +47,10 @@ def train(
       visaged train pipelines/learning/recipes/emotion-vgg13.toml --data ferplus=~/data/ferplus --out vgg13
     """
     from ..pipelines.learning.exporter import export, halve_weights
+    from ..pipelines.learning.losses import WeightedLosses
     from ..pipelines.learning.metrics import fit_temperature
     from ..pipelines.learning.networks import build_network, summary
-    from ..pipelines.learning.normalisation import Normalisation
+    from ..pipelines.learning.normalisation import Normalisation, NormalisedNetwork
     from ..pipelines.learning.recipe import read_recipe
     from ..pipelines.learning.trainer import infer
 
@@ -70,15 +70,20 @@ def train(
         f"{wanted.name}: {n_parameters / 1e6:.2f} M parameters, {n_macs / 1e6:.0f} M multiplications"
     )
     normalisation = Normalisation.fit(wanted.normalisation_config(), learned.pictures)
-    whole = None
+    whole: Network = NormalisedNetwork(normalisation, network)  # type: ignore[assignment]
     for stage in wanted.stage:
         learned, tune, test = parts[stage.data]
-        whole = run_stage(network, normalisation, stage, (learned, tune), out / stage.name, console)
-    assert whole is not None  # a recipe has at least one stage
+        losses = WeightedLosses(
+            stage.loss,
+            n_classes=len(learned.classes),
+            n_features=network.last.in_features,
+            counts=learned.targets.sum(axis=0).tolist(),
+        )
+        run_stage(whole, losses, stage, (learned, tune), out / stage.name, console)
     temperature = fit_temperature(infer(whole, tune), tune.targets)
     graph = halve_weights(export(network, normalisation, chip, temperature))
     write_atomically(out / f"{wanted.name}.onnx", graph)
-    figures = measure(graph, chip, test)
+    figures = measure(graph, test)
     card = {
         "recipe": wanted,
         "parameters": n_parameters,
@@ -146,29 +151,20 @@ def aligned(faces: "Faces", recipe: "RecipeConfig", models: ModelStore, folder: 
 
 def run_stage(
     network: "Network",
-    normalisation: "Normalisation",
+    losses: "Losses",
     stage: "StageConfig",
     parts: tuple["Samples", "Samples"],
     folder: Path,
     console: Console,
-) -> "Network":
-    """Train `network` through one stage; return it behind its normalisation, best epoch loaded."""
+) -> None:
+    """Train `network`, behind its normalisation, through one stage; leave its best epoch."""
     from ..pipelines.learning.augmentation import Augmenter
-    from ..pipelines.learning.losses import WeightedLosses
-    from ..pipelines.learning.normalisation import NormalisedNetwork
     from ..pipelines.learning.plots import draw_training
     from ..pipelines.learning.trainer import Run
 
     learned, tune = parts
-    whole: Network = NormalisedNetwork(normalisation, network)  # type: ignore[assignment]
-    losses = WeightedLosses(
-        stage.loss,
-        n_classes=len(learned.classes),
-        n_features=network.last.in_features,
-        counts=learned.targets.sum(axis=0).tolist(),
-    )
     about = msgspec.json.encode(stage).decode() + f" {len(learned)} samples"
-    run = Run(whole, losses, Augmenter(stage.augmentation_config()).augment, stage.training, folder, about)
+    run = Run(network, losses, Augmenter(stage.augmentation_config()).augment, stage.training, folder, about)
     console.print(f"stage {stage.name}: {len(learned)} faces to learn from, {len(tune)} to choose by")
 
     def tell(epoch: "Epoch") -> None:
@@ -179,24 +175,18 @@ def run_stage(
 
     epochs = run.train(learned, tune, tell)
     draw_training(epochs, folder / "curves.png", stage.name)
-    return whole
 
 
-def measure(graph: bytes, chip: ChipRecipe, test: "Samples") -> dict[str, float | int]:
-    """Return how good the exported graph is on `test`, run as it is run live."""
-    from ..kernels.chips import to_input
+def measure(graph: bytes, test: "Samples") -> dict[str, float | int]:
+    """Return how good the exported graph, which takes raw pixels, is on `test`."""
     from ..kernels.fusion import probabilities
     from ..pipelines.learning.metrics import ACCURACY, ECE, MACRO_F1
     from ..pipelines.ort_engine import OrtEngine
 
     engine = OrtEngine(graph, threads=2)
-    is_grey = chip.colour is Colour.GREY
-    rgb = np.repeat(test.pictures, 3, axis=3) if is_grey else test.pictures
+    chips = test.pictures.transpose(0, 3, 1, 2).astype(np.float32)
     logits: F32 = np.concatenate(
-        [
-            engine.infer(to_input(rgb[at : at + 64], chip.mean, chip.scale, grey=is_grey))["logits"]
-            for at in range(0, len(rgb), 64)
-        ]
+        [engine.infer(chips[at : at + 64])["logits"] for at in range(0, len(chips), 64)]
     )
     engine.close()
     p = probabilities(logits[None], np.ones((1, logits.shape[1]), bool))[0]

@@ -58,25 +58,33 @@ def pooled(maps: Tensor, grid: int) -> Tensor:
 class Explanation:
     """What was found about one chip and one class.
 
-    `probabilities` is `(K,)`. `where` is `(S, S)` in [0, 1]: how much a place speaks for the class, coarsely.
-    `pixels` is `(S, S)` in [-1, 1]: how much each pixel, with those around it, speaks for or against it.
-    `maps` holds montages `(M, M)` in [0, 1] of the strongest maps of some stages, by name.
+    `target` is the class; `probabilities` is `(K,)`. `where` is `(S, S)` in [0, 1]: how much a place speaks
+    for the class, coarsely. `pixels` is `(S, S)` in [-1, 1]: how much each pixel, with those around it,
+    speaks for or against it. `maps` holds montages `(M, M)` in [0, 1] of the strongest maps of some stages,
+    by name.
     """
 
+    target: int
     probabilities: F32
     where: F32
     pixels: F32
     maps: dict[str, F32]
 
 
-def explain(network: EmotionNetwork, chip: F32, target: int) -> Explanation:
-    """Return why `network` sees class `target` in a `(3, S, S)` chip.
+def explain(network: EmotionNetwork, chip: F32, target: int | None = None) -> Explanation:
+    """Return why `network` sees class `target`, None: the likeliest, in a `(3, S, S)` chip.
 
     Source: Selvaraju et al., "Grad-CAM", ICCV 2017, at the head's last tap but one; Sundararajan et al.,
     "Axiomatic attribution for deep networks", ICML 2017, from a chip of the mean colour.
     """
     network.eval()
     inputs = torch.from_numpy(chip[None].copy())
+    with torch.no_grad():
+        probabilities: F32 = torch.softmax(network(inputs), 1)[0].numpy()
+        stages = [inputs]
+        for stage in network.trunk.stages:
+            stages.append(stage(stages[-1]))
+    target = int(probabilities.argmax()) if target is None else target
     place = network.head.taps[min(1, len(network.head.taps) - 1)].block
     cam = LayerGradCam(network, network.trunk.stages[place + 1]).attribute(
         inputs, target=target, relu_attributions=True
@@ -87,13 +95,9 @@ def explain(network: EmotionNetwork, chip: F32, target: int) -> Explanation:
         inputs, torch.zeros_like(inputs), target=target, n_steps=STEPS, internal_batch_size=8
     )
     pixels = cv2.GaussianBlur(paths[0].sum(0).detach().numpy(), (0, 0), SMOOTH_PX)
-    with torch.no_grad():
-        probabilities: F32 = torch.softmax(network(inputs), 1)[0].numpy()
-        stages = [inputs]
-        for stage in network.trunk.stages:
-            stages.append(stage(stages[-1]))
     maps = {name: montage(stages[index + 1][0].numpy()) for name, index in SHOWN_STAGES.items()}
     return Explanation(
+        target,
         probabilities,
         np.clip(where / max(float(where.max()), 1e-12), 0, 1).astype(np.float32),
         (pixels / max(float(np.quantile(np.abs(pixels), 0.995)), 1e-12)).clip(-1, 1).astype(np.float32),

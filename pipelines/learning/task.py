@@ -20,7 +20,7 @@ import numpy.typing as npt
 from msgspec import Meta, Struct
 
 from ..errors import ConfigError, PhotoError, SourceError
-from ..photo import SUFFIXES, read_photo
+from ..photo import photos_below, read_photo
 
 U64 = npt.NDArray[np.uint64]
 U8 = npt.NDArray[np.uint8]
@@ -114,10 +114,9 @@ def photos_of(task: TaskConfig) -> Iterator[Photo]:
     """Yield every photo of every class, in the order of the paths."""
     for part, folder in task.folders.items():
         for label in task.classes:
-            for path in sorted((folder / label).rglob("*")):
-                if path.suffix.lower() in SUFFIXES and path.is_file():
-                    inside = path.relative_to(folder / label).parts
-                    yield Photo(path, part, label, inside[0] if len(inside) > 1 else path.stem)
+            for path in photos_below(folder / label):
+                inside = path.relative_to(folder / label).parts
+                yield Photo(path, part, label, inside[0] if len(inside) > 1 else path.stem)
 
 
 def describe(task: TaskConfig, on_photo: Callable[[], None] = lambda: None) -> Description:

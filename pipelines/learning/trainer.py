@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..cache_files import write_atomically
 from ..errors import ModelError
+from .metrics import log_loss
 from .networks import Network
 from .samples import Samples
 
@@ -230,9 +231,7 @@ class Run:
 def score(network: Network, samples: Samples, batch: int = 256) -> tuple[float, float]:
     """Return the log loss against the vote shares, in nats, and the accuracy on `samples` as they are."""
     logits = infer(network, samples, batch)
-    log_p = torch.log_softmax(torch.from_numpy(logits), 1)
-    loss = -(torch.from_numpy(samples.targets) * log_p).sum(1).mean()
-    return float(loss), float((logits.argmax(1) == samples.labels).mean())
+    return log_loss(logits, samples.targets), float((logits.argmax(1) == samples.labels).mean())
 
 
 def infer(network: Network, samples: Samples, batch: int = 256) -> F32:
