@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +19,14 @@ from visaged.pipelines.model_store import ModelStore
 U8 = npt.NDArray[np.uint8]
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C reach the processes under test, also where a shell started pytest in the background.
+
+    Such a shell leaves SIGINT ignored, and children inherit that.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def skip_or_fail(what: str, reason: str) -> None:
