@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 
-from ..pipelines.engine_loader import EngineLoader
+from ..pipelines.engines.engine_loader import EngineLoader
 from ..pipelines.model_store import ModelStore
 from .config import Config
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from ..pipelines.assembly import StageConfigs
 from ..pipelines.detector import DetectorConfig
-from ..pipelines.engine import EngineConfig
+from ..pipelines.engines.engine import EngineConfig
 from ..pipelines.ensemble import EnsembleConfig, check_members
 from ..pipelines.errors import ConfigError
-from ..pipelines.identity import IdentityConfig
+from ..pipelines.identity.identity import IdentityConfig
 from ..pipelines.tracker import TrackerConfig
 from . import toml_file
 from .outline import Outline, check_names

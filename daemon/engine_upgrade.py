@@ -10,7 +10,7 @@ import threading
 from collections.abc import Sequence
 
 from ..pipelines.assembly import Stages
-from ..pipelines.engine_loader import EngineInfo
+from ..pipelines.engines.engine_loader import EngineInfo
 from ..pipelines.ensemble import Ensemble, build_ensemble
 from ..pipelines.errors import VisagedError
 from .metrics import InferMetrics

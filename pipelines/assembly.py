@@ -9,14 +9,14 @@ from msgspec import Struct
 
 from .cropper import AnyCropper, Cropper
 from .detector import DetectorConfig, DlibDetector, build_detector
-from .engine import EngineConfig
-from .engine_loader import EngineLoader
+from .engines.engine import EngineConfig
+from .engines.engine_loader import EngineLoader
 from .ensemble import Ensemble, EnsembleConfig, build_ensemble, check_members
 from .errors import ModelError
 from .face_reader import PhotoReader
 from .fuser import Fuser
-from .gallery import Gallery
-from .identity import Identifier, IdentityConfig
+from .identity.gallery import Gallery
+from .identity.identity import Identifier, IdentityConfig
 from .inference import InferencePipeline
 from .mmod_detector import MmodDetector
 from .model_store import ModelStore
@@ -117,7 +117,7 @@ def _cropper(loader: EngineLoader, cache: Path) -> AnyCropper:
     """Return the cropper of the device that the networks run on."""
     if (gpu := loader.gpu()) is None:
         return Cropper()
-    from .cuda_kernels import CudaCropper
+    from .engines.cuda_kernels import CudaCropper
 
     try:
         return CudaCropper(gpu, cache)
@@ -130,7 +130,7 @@ def _mmod(loader: EngineLoader, cache: Path) -> MmodDetector:
     engine = loader.load("mmod").engine
     if (gpu := loader.gpu()) is None:
         return MmodDetector(engine)
-    from .cuda_kernels import CudaPainter
+    from .engines.cuda_kernels import CudaPainter
 
     try:
         return MmodDetector(engine, CudaPainter(gpu, cache).paint)

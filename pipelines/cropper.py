@@ -10,7 +10,7 @@ import numpy.typing as npt
 from ..kernels.chips import cut_chip, to_input
 from ..kernels.light import clahe
 from ..kernels.quality import quality
-from .engine import Inputs
+from .engines.engine import Inputs
 from .registry import ChipRecipe, Colour, Light
 
 U8 = npt.NDArray[np.uint8]

@@ -157,8 +157,8 @@ def build_detector(
     predictor = LandmarkPredictor(store.weights_file("shape_predictor_5_face_landmarks.dat"))
     mmod = None
     if config.kind == "mmod":
+        from .engines.ort_engine import OrtEngine
         from .mmod_detector import MmodDetector
-        from .ort_engine import OrtEngine
 
         mmod = load_mmod() if load_mmod else MmodDetector(OrtEngine(store.ensure("mmod")))
     return DlibDetector(config, HogDetector(), predictor, mmod)

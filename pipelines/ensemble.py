@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Meta, Struct
 
-from .engine import Engine, Inputs
-from .engine_loader import EngineInfo, EngineLoader
+from .engines.engine import Engine, Inputs
+from .engines.engine_loader import EngineInfo, EngineLoader
 from .errors import ConfigError
 from .message import EMOTIONS
 from .registry import NETWORKS, ChipRecipe, Network, Output

@@ -7,8 +7,8 @@ import numpy.typing as npt
 
 from .cropper import AnyCropper
 from .detector import Detector
-from .enrolment import ReadFace
 from .ensemble import Ensemble
+from .identity.enrolment import ReadFace
 
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]

@@ -25,7 +25,7 @@ from .ensemble import Ensemble, EnsembleConfig
 from .errors import ModelError
 from .frame import Detection, Frame, Track
 from .fuser import Fuser
-from .identity import Identifier
+from .identity.identity import Identifier
 from .message import EMOTIONS, Emotion, Face, Identity
 from .tracker import Tracker, TrackerConfig
 

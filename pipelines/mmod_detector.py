@@ -20,7 +20,7 @@ from ..kernels.pyramid import (
     paint_canvas,
     suppress,
 )
-from .engine import Engine, Inputs
+from .engines.engine import Engine, Inputs
 
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]

@@ -4,8 +4,8 @@ from enum import Enum
 
 from msgspec import Struct
 
-from .parity import Tolerance
-from .plan import Precision
+from .engines.parity import Tolerance
+from .engines.plan import Precision
 
 
 class Colour(Enum):

@@ -17,21 +17,21 @@ DOORS = {  # a heavy dependency and the only modules that may import it
         "pipelines/importers/dlib_onnx.py",
         "pipelines/importers/keras_h5.py",
         "pipelines/model_store.py",
-        "pipelines/precision.py",
+        "pipelines/engines/precision.py",
         "pipelines/learning/exporter.py",
     },
-    "onnxruntime": {"pipelines/ort_engine.py", "pipelines/precision.py"},
-    "openvino": {"pipelines/openvino_engine.py"},
+    "onnxruntime": {"pipelines/engines/ort_engine.py", "pipelines/engines/precision.py"},
+    "openvino": {"pipelines/engines/openvino_engine.py"},
     "prometheus_client": {"daemon/metrics.py"},
-    "pycuda": {"pipelines/cuda_device.py"},
+    "pycuda": {"pipelines/engines/cuda_device.py"},
     "psutil": {"tools/resources.py"},
-    "tensorrt": set(),  # chosen by name in pipelines/trt_builder.py
+    "tensorrt": set(),  # chosen by name in pipelines/engines/trt_builder.py
     "tensorrt_rtx": set(),
     "captum": {"pipelines/learning/"},
     "kornia": {"pipelines/learning/"},
     "matplotlib": {"pipelines/learning/plots.py"},
     "torch": {"pipelines/learning/", "tools/bench_gpu.py", "tools/train_emotion.py"},
-    "usearch": {"pipelines/template_index.py"},
+    "usearch": {"pipelines/identity/template_index.py"},
     "zmq": {"daemon/sockets.py"},
 }
 MAX_LINES = 400

@@ -20,8 +20,8 @@ from rich.table import Table
 
 from ..daemon.config import find_config
 from ..pipelines.assembly import StageConfigs, Stages, assemble
-from ..pipelines.engine import EngineConfig
-from ..pipelines.engine_loader import EngineLoader
+from ..pipelines.engines.engine import EngineConfig
+from ..pipelines.engines.engine_loader import EngineLoader
 from ..pipelines.errors import ConfigError, SourceError
 from ..pipelines.model_store import ModelStore
 from .baseline import PlainRecipe

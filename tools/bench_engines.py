@@ -12,14 +12,14 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ..pipelines.engine import Engine
-from ..pipelines.hardware import has_int8_instructions, version_of
+from ..pipelines.engines.engine import Engine
+from ..pipelines.engines.hardware import has_int8_instructions, version_of
+from ..pipelines.engines.plan import Backend, Precision
+from ..pipelines.engines.plan_builder import PlanOrder, ensure_plan, open_engine
+from ..pipelines.engines.plan_store import PlanStore
+from ..pipelines.engines.precision import ranges_path
 from ..pipelines.mmod_detector import MmodDetector
 from ..pipelines.model_store import ModelStore
-from ..pipelines.plan import Backend, Precision
-from ..pipelines.plan_builder import PlanOrder, ensure_plan, open_engine
-from ..pipelines.plan_store import PlanStore
-from ..pipelines.precision import ranges_path
 from ..pipelines.registry import FACE_RESNET, NETWORKS
 from .baseline import PlainRecipe, build, cnn_detector
 from .bench_embedding import to_inputs

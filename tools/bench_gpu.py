@@ -16,16 +16,16 @@ import numpy as np
 import numpy.typing as npt
 
 from ..kernels.cut_table import tabulate
-from ..pipelines.cuda_device import DeviceChips, Gpu, StagedBuffer, hardware_of, open_gpu
-from ..pipelines.cuda_kernels import BLOCK, grid_of, load_module
+from ..pipelines.engines.cuda_device import DeviceChips, Gpu, StagedBuffer, hardware_of, open_gpu
+from ..pipelines.engines.cuda_kernels import BLOCK, grid_of, load_module
+from ..pipelines.engines.hardware import version_of
+from ..pipelines.engines.parity_inputs import LANDMARKS, face_chips
+from ..pipelines.engines.plan import Backend, Precision
+from ..pipelines.engines.plan_builder import PlanOrder, build_plan, open_engine
+from ..pipelines.engines.plan_store import PlanStore
 from ..pipelines.errors import ModelError
-from ..pipelines.hardware import version_of
 from ..pipelines.importers.dlib_dat import FaceResnet, read_face_resnet
 from ..pipelines.model_store import ModelStore
-from ..pipelines.parity_inputs import LANDMARKS, face_chips
-from ..pipelines.plan import Backend, Precision
-from ..pipelines.plan_builder import PlanOrder, build_plan, open_engine
-from ..pipelines.plan_store import PlanStore
 from ..pipelines.registry import FACE_RESNET
 from .bench_embedding import median_ms
 

@@ -8,12 +8,12 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from ..daemon.config import find_config
+from ..pipelines.engines.plan import Backend, Precision
+from ..pipelines.engines.plan_builder import PlanOrder, build_plan, find_plan
+from ..pipelines.engines.plan_store import PlanStore, StoredPlan
+from ..pipelines.engines.precision import ranges_path
 from ..pipelines.errors import ModelError
 from ..pipelines.model_store import ModelStore
-from ..pipelines.plan import Backend, Precision
-from ..pipelines.plan_builder import PlanOrder, build_plan, find_plan
-from ..pipelines.plan_store import PlanStore, StoredPlan
-from ..pipelines.precision import ranges_path
 from ..pipelines.registry import DETECTORS, NETWORKS
 
 

@@ -14,9 +14,9 @@ from rich.progress import track as progress
 
 from ..daemon.config import find_config
 from ..pipelines.cache_files import write_atomically
+from ..pipelines.engines.precision import measure_ranges
 from ..pipelines.errors import ModelError, SourceError
 from ..pipelines.model_store import ModelStore
-from ..pipelines.precision import measure_ranges
 from ..pipelines.registry import NETWORKS
 from .lfw import people_of_pairs, read_pairs
 from .photo_faces import faces_of, photos_under

@@ -15,8 +15,8 @@ from rich.table import Table
 from ..daemon.outline import default_cache
 from ..kernels.fusion import probabilities
 from ..pipelines.cropper import Cropper
-from ..pipelines.engine import EngineConfig
-from ..pipelines.engine_loader import EngineLoader
+from ..pipelines.engines.engine import EngineConfig
+from ..pipelines.engines.engine_loader import EngineLoader
 from ..pipelines.ensemble import Ensemble, EnsembleConfig, Outputs, build_ensemble, output_of
 from ..pipelines.fuser import RULES
 from ..pipelines.learning.ferplus import Aligner, Faces, load_faces, tuning_part

@@ -13,14 +13,14 @@ from rich.progress import Progress
 from rich.table import Table
 
 from ..daemon.config import find_config
-from ..pipelines.engine import Engine
+from ..pipelines.engines.engine import Engine
+from ..pipelines.engines.hardware import version_of
+from ..pipelines.engines.ort_engine import OrtEngine
+from ..pipelines.engines.plan import Backend, Precision
+from ..pipelines.engines.plan_builder import PlanOrder, ensure_plan, open_engine
+from ..pipelines.engines.plan_store import PlanStore
 from ..pipelines.errors import SourceError
-from ..pipelines.hardware import version_of
 from ..pipelines.model_store import ModelStore
-from ..pipelines.ort_engine import OrtEngine
-from ..pipelines.plan import Backend, Precision
-from ..pipelines.plan_builder import PlanOrder, ensure_plan, open_engine
-from ..pipelines.plan_store import PlanStore
 from ..pipelines.registry import FACE_RESNET
 from .bench import machine, write_json
 from .lfw import Pair, fold_accuracy, photo_path, read_pairs

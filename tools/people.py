@@ -14,10 +14,10 @@ from rich.table import Table
 from ..daemon import toml_file
 from ..daemon.outline import Outline, load_outline
 from ..pipelines.errors import GalleryError, VisagedError
-from ..pipelines.gallery import Gallery
+from ..pipelines.identity.gallery import Gallery
 
 if TYPE_CHECKING:  # loading the networks' libraries takes a second that `visaged people` need not wait
-    from ..pipelines.enrolment import Enrolment, PersonReport
+    from ..pipelines.identity.enrolment import Enrolment, PersonReport
 
 StateOption = Annotated[
     Path | None, typer.Option("--state", help="Folder of the gallery, if not the configured one.")
@@ -271,7 +271,7 @@ def _print_report(console: Console, report: "PersonReport") -> None:
 
 
 def _people_given(name: str, photos: list[Path], folder: Path | None) -> dict[str, list[Path]]:
-    from ..pipelines.enrolment import people_in, photos_in
+    from ..pipelines.identity.enrolment import people_in, photos_in
 
     if folder is not None:
         return people_in(folder)
@@ -288,7 +288,7 @@ def _enrolment(config: Path | None, state: Path | None) -> "Iterator[Enrolment]"
     """Open gallery and networks."""
     from ..daemon.config import find_config
     from ..pipelines.assembly import assemble
-    from ..pipelines.enrolment import Enrolment
+    from ..pipelines.identity.enrolment import Enrolment
 
     settings = find_config(config)
     paths = settings.paths

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from ..daemon.config import find_config
+from ..pipelines.engines.plan_builder import describe, verify_stored
+from ..pipelines.engines.plan_store import PlanStore
 from ..pipelines.errors import ModelError, PhotoError
 from ..pipelines.model_store import ModelStore
-from ..pipelines.plan_builder import describe, verify_stored
-from ..pipelines.plan_store import PlanStore
 from ..pipelines.registry import DETECTORS, NETWORKS
 from .photo_faces import faces_of, photos_under
 

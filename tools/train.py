@@ -180,8 +180,8 @@ def run_stage(
 def measure(graph: bytes, test: "Samples") -> dict[str, float | int]:
     """Return how good the exported graph, which takes raw pixels, is on `test`."""
     from ..kernels.fusion import probabilities
+    from ..pipelines.engines.ort_engine import OrtEngine
     from ..pipelines.learning.metrics import ACCURACY, ECE, MACRO_F1
-    from ..pipelines.ort_engine import OrtEngine
 
     engine = OrtEngine(graph, threads=2)
     chips = test.pictures.transpose(0, 3, 1, 2).astype(np.float32)

@@ -8,7 +8,7 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from ..precision import parse_onnx
+from ..engines.precision import parse_onnx
 from ..registry import ChipRecipe
 from .networks import Network, Seen
 from .normalisation import Normalisation, NormalisedNetwork

@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from ...kernels.chips import cut_chip, to_input
 from ..dlib_faces import HogDetector, LandmarkPredictor
+from ..engines.ort_engine import OrtEngine
 from ..errors import SourceError
-from ..ort_engine import OrtEngine
 from ..registry import FACE_RESNET, FERPLUS_CLASSES
 from .samples import Samples, picture_digests
 

@@ -10,7 +10,7 @@ import pytest
 from visaged.daemon.engine_upgrade import EngineUpgrade
 from visaged.daemon.metrics import InferMetrics
 from visaged.pipelines.assembly import StageConfigs, Stages, assemble
-from visaged.pipelines.engine import EngineConfig
+from visaged.pipelines.engines.engine import EngineConfig
 from visaged.pipelines.ensemble import Ensemble
 
 PATIENCE_S = 60.0
@@ -41,8 +41,8 @@ def build_in(stages: Stages) -> list[str]:
     cache = stages.loader.plans.folder.parent
     program = (
         "import sys; from pathlib import Path\n"
-        "from visaged.pipelines.engine import EngineConfig\n"
-        "from visaged.pipelines.engine_loader import EngineLoader\n"
+        "from visaged.pipelines.engines.engine import EngineConfig\n"
+        "from visaged.pipelines.engines.engine_loader import EngineLoader\n"
         "from visaged.pipelines.model_store import ModelStore\n"
         "config = EngineConfig(backend='onnxruntime', precision='int8')\n"
         "EngineLoader(config, ModelStore(Path(sys.argv[1]))).build_missing(['face-resnet'])\n"

@@ -11,7 +11,7 @@ from visaged.daemon.infer import Inference
 from visaged.daemon.intake import Taken
 from visaged.daemon.metrics import InferMetrics
 from visaged.daemon.outline import PathsConfig
-from visaged.pipelines.engine import EngineConfig
+from visaged.pipelines.engines.engine import EngineConfig
 from visaged.pipelines.frame import Frame
 
 

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-from visaged.pipelines.cuda_device import Gpu, open_gpu
-from visaged.pipelines.cuda_source import find_nvcc
+from visaged.pipelines.engines.cuda_device import Gpu, open_gpu
+from visaged.pipelines.engines.cuda_source import find_nvcc
+from visaged.pipelines.engines.hardware import version_of
+from visaged.pipelines.engines.plan import Backend
 from visaged.pipelines.errors import ModelError
-from visaged.pipelines.hardware import version_of
-from visaged.pipelines.plan import Backend
 
 from tests.conftest import skip_or_fail
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from visaged.kernels.pyramid import lay_out
-from visaged.pipelines.cuda_device import Gpu
-from visaged.pipelines.cuda_kernels import CudaCropper, CudaPainter
+from visaged.pipelines.engines.cuda_device import Gpu
+from visaged.pipelines.engines.cuda_kernels import CudaCropper, CudaPainter
+from visaged.pipelines.engines.parity_inputs import LANDMARKS
+from visaged.pipelines.engines.plan import Backend, Precision
+from visaged.pipelines.engines.plan_builder import PlanOrder, build_plan, open_engine
+from visaged.pipelines.engines.plan_store import PlanStore
 from visaged.pipelines.model_store import ModelStore
-from visaged.pipelines.parity_inputs import LANDMARKS
-from visaged.pipelines.plan import Backend, Precision
-from visaged.pipelines.plan_builder import PlanOrder, build_plan, open_engine
-from visaged.pipelines.plan_store import PlanStore
 from visaged.pipelines.registry import EMOTION_XCEPTION, FACE_RESNET
 from visaged.tools.bench_embedding import median_ms
 

@@ -9,12 +9,12 @@ import pytest
 from visaged.kernels.alignment import template
 from visaged.kernels.pyramid import lay_out, paint_canvas
 from visaged.pipelines.cropper import Cropper
-from visaged.pipelines.cuda_device import Gpu
-from visaged.pipelines.cuda_kernels import CudaCropper, CudaPainter, Face
+from visaged.pipelines.engines.cuda_device import Gpu
+from visaged.pipelines.engines.cuda_kernels import CudaCropper, CudaPainter, Face
+from visaged.pipelines.engines.plan import Backend, Precision
+from visaged.pipelines.engines.plan_builder import PlanOrder, build_plan, open_engine
+from visaged.pipelines.engines.plan_store import PlanStore
 from visaged.pipelines.model_store import ModelStore
-from visaged.pipelines.plan import Backend, Precision
-from visaged.pipelines.plan_builder import PlanOrder, build_plan, open_engine
-from visaged.pipelines.plan_store import PlanStore
 from visaged.pipelines.registry import EMOTION_XCEPTION, FACE_RESNET
 
 pytestmark = pytest.mark.gpu

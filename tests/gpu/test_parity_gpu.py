@@ -5,14 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from visaged.pipelines.engines.ort_engine import OrtEngine
+from visaged.pipelines.engines.parity import compare
+from visaged.pipelines.engines.parity_inputs import face_chips
+from visaged.pipelines.engines.plan import Backend, Precision
+from visaged.pipelines.engines.plan_builder import PlanOrder, build_plan, open_engine, verify_stored
+from visaged.pipelines.engines.plan_store import PlanStore
+from visaged.pipelines.engines.precision import ranges_path
 from visaged.pipelines.model_store import ModelStore
-from visaged.pipelines.ort_engine import OrtEngine
-from visaged.pipelines.parity import compare
-from visaged.pipelines.parity_inputs import face_chips
-from visaged.pipelines.plan import Backend, Precision
-from visaged.pipelines.plan_builder import PlanOrder, build_plan, open_engine, verify_stored
-from visaged.pipelines.plan_store import PlanStore
-from visaged.pipelines.precision import ranges_path
 from visaged.pipelines.registry import DETECTORS, NETWORKS, tolerances
 
 pytestmark = pytest.mark.gpu

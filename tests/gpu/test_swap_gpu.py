@@ -10,16 +10,16 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
-from visaged.pipelines.cuda_device import Gpu
-from visaged.pipelines.engine_loader import EngineInfo
+from visaged.pipelines.engines.cuda_device import Gpu
+from visaged.pipelines.engines.engine_loader import EngineInfo
+from visaged.pipelines.engines.parity_inputs import face_chips
+from visaged.pipelines.engines.plan import Backend, Precision, Profile
+from visaged.pipelines.engines.precision import to_fp16
+from visaged.pipelines.engines.trt_builder import build_trt_plan
+from visaged.pipelines.engines.trt_engine import TrtEngine
 from visaged.pipelines.ensemble import Ensemble, Member, Outputs
 from visaged.pipelines.model_store import ModelStore
-from visaged.pipelines.parity_inputs import face_chips
-from visaged.pipelines.plan import Backend, Precision, Profile
-from visaged.pipelines.precision import to_fp16
 from visaged.pipelines.registry import NETWORKS
-from visaged.pipelines.trt_builder import build_trt_plan
-from visaged.pipelines.trt_engine import TrtEngine
 
 pytestmark = pytest.mark.gpu
 

@@ -14,8 +14,8 @@ from visaged.kernels.alignment import template
 from visaged.kernels.chips import plan_cut
 from visaged.kernels.cut_table import CUT, tabulate
 from visaged.pipelines.cropper import Cropper
-from visaged.pipelines.cuda_source import compile_host
 from visaged.pipelines.dlib_faces import HogDetector, LandmarkPredictor
+from visaged.pipelines.engines.cuda_source import compile_host
 from visaged.pipelines.model_store import ModelStore
 from visaged.pipelines.registry import EMOTION_XCEPTION, FACE_RESNET, ChipRecipe, Colour
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from visaged.kernels.pyramid import MEAN, Layout, lay_out, paint_canvas
-from visaged.pipelines.cuda_source import compile_host
+from visaged.pipelines.engines.cuda_source import compile_host
 
 from tests.conftest import skip_or_fail
 

@@ -6,14 +6,14 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import pytest
-from visaged.pipelines.engine import EngineConfig, Inputs
-from visaged.pipelines.engine_loader import EngineInfo, EngineLoader
+from visaged.pipelines.engines.engine import EngineConfig, Inputs
+from visaged.pipelines.engines.engine_loader import EngineInfo, EngineLoader
+from visaged.pipelines.engines.plan import Backend, Precision
 from visaged.pipelines.ensemble import Ensemble, EnsembleConfig, Member, blank_chips, build_ensemble
 from visaged.pipelines.errors import ConfigError
 from visaged.pipelines.fuser import Fuser
 from visaged.pipelines.message import EMOTIONS
 from visaged.pipelines.model_store import ModelStore
-from visaged.pipelines.plan import Backend, Precision
 from visaged.pipelines.registry import ChipRecipe, Colour, Network, Output
 from visaged.pipelines.release import factory_release
 

@@ -9,9 +9,9 @@ from pathlib import Path
 def test_a_large_gallery_and_the_networks_fit_into_one_process() -> None:
     program = (
         "import numpy as np\n"
-        "from visaged.pipelines.template_index import build_index\n"
+        "from visaged.pipelines.identity.template_index import build_index\n"
         "build_index(np.eye(8, dtype=np.float32), np.arange(8), exact_up_to=1)\n"
-        "import visaged.pipelines.ort_engine\n"
+        "import visaged.pipelines.engines.ort_engine\n"
     )
 
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
@@ -22,7 +22,7 @@ def test_a_large_gallery_and_the_networks_fit_into_one_process() -> None:
 def test_the_runtime_of_the_networks_keeps_its_telemetry_off(tmp_path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("ORT_")}
     places = {"TMPDIR": str(tmp_path), "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
-    program = "import visaged.pipelines.ort_engine"
+    program = "import visaged.pipelines.engines.ort_engine"
 
     subprocess.run([sys.executable, "-c", program], check=True, env=environment | places)
 

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from visaged.kernels.boxes import iou
+from visaged.pipelines.engines.ort_engine import OrtEngine
 from visaged.pipelines.mmod_detector import MmodDetector
 from visaged.pipelines.model_store import ModelStore
-from visaged.pipelines.ort_engine import OrtEngine
 
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]

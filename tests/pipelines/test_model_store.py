@@ -4,9 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from visaged.pipelines import model_store
+from visaged.pipelines.engines.ort_engine import OrtEngine
 from visaged.pipelines.errors import ModelError
 from visaged.pipelines.model_store import ModelStore
-from visaged.pipelines.ort_engine import OrtEngine
 
 
 def test_a_network_is_imported_once_and_then_taken_from_the_cache(tmp_path: Path) -> None:

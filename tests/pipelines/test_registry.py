@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
+from visaged.pipelines.engines.ort_engine import OrtEngine
 from visaged.pipelines.message import EMOTIONS
 from visaged.pipelines.model_store import ModelStore
-from visaged.pipelines.ort_engine import OrtEngine
 from visaged.pipelines.registry import DETECTORS, NETWORKS, Colour, Network
 
 ROWS = [*NETWORKS.values(), *DETECTORS.values()]

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from visaged.pipelines import cuda_device, cuda_kernels
-from visaged.pipelines.cuda_source import compile_host
+from visaged.pipelines.engines import cuda_device, cuda_kernels
+from visaged.pipelines.engines.cuda_source import compile_host
+from visaged.pipelines.engines.parity_inputs import face_chips
 from visaged.pipelines.errors import ModelError
 from visaged.pipelines.importers.dlib_dat import read_face_resnet
 from visaged.pipelines.model_store import ModelStore
-from visaged.pipelines.parity_inputs import face_chips
 from visaged.pipelines.registry import FACE_RESNET
 from visaged.tools import bench_gpu as module
 from visaged.tools.bench_gpu import (
@@ -25,7 +25,7 @@ from visaged.tools.bench_gpu import (
 )
 
 from tests.conftest import skip_or_fail
-from tests.pipelines.host_gpu import HostGpu
+from tests.pipelines.engines.host_gpu import HostGpu
 
 
 def test_without_a_gpu_one_sentence_says_what_is_missing(store: ModelStore) -> None:

@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from typer.testing import CliRunner
+from visaged.pipelines.engines.ort_engine import OrtEngine
+from visaged.pipelines.engines.plan import Backend, Precision
+from visaged.pipelines.engines.plan_store import PlanStore, StoredPlan
+from visaged.pipelines.engines.precision import Ranges, read_ranges
 from visaged.pipelines.errors import ModelError, PhotoError, SourceError, VisagedError
 from visaged.pipelines.model_store import ModelStore
-from visaged.pipelines.ort_engine import OrtEngine
-from visaged.pipelines.plan import Backend, Precision
-from visaged.pipelines.plan_store import PlanStore, StoredPlan
-from visaged.pipelines.precision import Ranges, read_ranges
 from visaged.pipelines.registry import NETWORKS
 from visaged.tools import cli
 from visaged.tools.photo_faces import faces_of, photos_under

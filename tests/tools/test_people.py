@@ -8,10 +8,10 @@ import pytest
 import typer
 from rich.console import Console
 from typer.testing import CliRunner
-from visaged.pipelines.enrolment import Enrolment, ReadFace
 from visaged.pipelines.errors import GalleryError, PhotoError
-from visaged.pipelines.gallery import Gallery
-from visaged.pipelines.identity import IdentityConfig
+from visaged.pipelines.identity.enrolment import Enrolment, ReadFace
+from visaged.pipelines.identity.gallery import Gallery
+from visaged.pipelines.identity.identity import IdentityConfig
 from visaged.tools import people
 
 SPACE = "dlib-1"

@@ -13,7 +13,7 @@ import pytest
 from visaged.daemon.cameras.synthetic import draw_pan
 from visaged.pipelines.assembly import StageConfigs, Stages, assemble
 from visaged.pipelines.errors import SourceError
-from visaged.pipelines.gallery import Gallery
+from visaged.pipelines.identity.gallery import Gallery
 from visaged.pipelines.message import FaceFrame
 from visaged.tools.replay import Replayed, copy_gallery, replay_source, summary_lines
 

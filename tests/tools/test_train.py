@@ -6,8 +6,8 @@ import msgspec
 import numpy as np
 import pytest
 from typer.testing import CliRunner
+from visaged.pipelines.engines.ort_engine import OrtEngine
 from visaged.pipelines.errors import ConfigError
-from visaged.pipelines.ort_engine import OrtEngine
 from visaged.tools.cli import build_app
 
 pytest.importorskip("torch", reason="torch is not installed (extra `learn`)")

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+from visaged.pipelines.engines.ort_engine import OrtEngine
+from visaged.pipelines.engines.parity_inputs import face_chips
 from visaged.pipelines.importers.dlib_dat import read_face_resnet
 from visaged.pipelines.importers.emotion_head import read_head
 from visaged.pipelines.model_store import HEAD_PATH, ModelStore
-from visaged.pipelines.ort_engine import OrtEngine
-from visaged.pipelines.parity_inputs import face_chips
 from visaged.pipelines.registry import FACE_RESNET
 
 torch = pytest.importorskip("torch", reason="torch is not installed (extra `learn`)")

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from visaged.pipelines.engines.ort_engine import OrtEngine
 from visaged.pipelines.errors import ModelError
-from visaged.pipelines.ort_engine import OrtEngine
 from visaged.pipelines.registry import ChipRecipe, Colour
 
 torch = pytest.importorskip("torch", reason="torch is not installed (extra `learn`)")

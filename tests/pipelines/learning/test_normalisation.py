@@ -13,9 +13,9 @@ import pytest
 from visaged.kernels.chips import to_input
 from visaged.kernels.light import clahe
 from visaged.pipelines.cropper import Cropper
+from visaged.pipelines.engines.ort_engine import OrtEngine
 from visaged.pipelines.errors import ConfigError, ModelError
 from visaged.pipelines.learning.samples import TEST, Samples, split_of
-from visaged.pipelines.ort_engine import OrtEngine
 from visaged.pipelines.registry import ChipRecipe, Colour, Light
 
 torch = pytest.importorskip("torch", reason="torch is not installed (extra `learn`)")

@@ -1,0 +1,396 @@
+"""Who is enrolled: people, their templates, what they are not, merges, and strangers who come back.
+
+SQLite is the source of truth (`gallery.db`); embeddings in it are sealed (`gallery.key`).
+"""
+
+import json
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import GalleryError
+from ..seal import Sealer, create_key_file
+from .gallery_file import GalleryFile
+from .person import STRANGER_PREFIX, Person, Receipt, Templates, clean_name
+
+F32 = npt.NDArray[np.float32]
+
+SAME_PHOTO = 1e-3  # distance; the same pixels give less, another photo gives 100 times more
+ROOTS = """
+    WITH RECURSIVE root (id, top) AS (
+        SELECT id, id FROM people WHERE merged_into IS NULL
+        UNION ALL SELECT p.id, root.top FROM people p JOIN root ON p.merged_into = root.id)
+"""  # every person -> the one that it was merged into, however many merges away
+
+
+class Gallery:
+    """The enrolled people and the strangers. Owned by one thread; several processes may each have one."""
+
+    def __init__(
+        self,
+        state: Path,
+        *,
+        key: Path | None = None,
+        timeout_s: float = 5.0,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """Open the gallery in the folder `state`, creating it when missing.
+
+        Args:
+            state: folder of `gallery.db` and `gallery.key`.
+            key: key file elsewhere, such as a systemd credential.
+            timeout_s: how long to wait for another process that is writing.
+            now: wall clock, seconds since 1970.
+
+        Raises:
+            GalleryError: corrupt, wrong key, or the folder cannot be written.
+        """
+        self._now = now
+        path = state / "gallery.db"
+        try:
+            state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise GalleryError(f"the state folder {state} cannot be made ({error.strerror})") from error
+        if key is None:
+            key = state / "gallery.key"
+            if not path.exists():
+                create_key_file(key)
+        self._sealer = Sealer.from_file(key)
+        self._file = GalleryFile(path, timeout_s=timeout_s)
+        self._seen_version = self._file.data_version()
+        self._has_own_change = True
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def changed(self) -> bool:
+        """Return whether people or templates changed since the last call, here or in another process.
+
+        What the owner does to strangers itself (`add_stranger`, `touch_stranger`) does not count.
+        """
+        version = self._file.data_version()
+        changed = self._has_own_change or version != self._seen_version
+        self._seen_version, self._has_own_change = version, False
+        return changed
+
+    def enrol(
+        self,
+        name: str,
+        embeddings: F32,
+        *,
+        space: str,
+        qualities: Sequence[float] | None = None,
+        sources: Sequence[str] = (),
+        consent: str = "",
+    ) -> int:
+        """Add templates to `name`, a new or an enrolled person; return how many it has now.
+
+        A template that is there already (the same photo again) is not added twice.
+
+        Args:
+            name: as people write it.
+            embeddings: `(N, D)`.
+            space: of the embeddings; others are never compared with them.
+            qualities: `(N,)` in [0, 1].
+            sources: where each came from, for the operator.
+            consent: note about the person's consent; empty leaves what is there.
+
+        Raises:
+            GalleryError: the name cannot be used; nothing is stored.
+        """
+        name = clean_name(name)
+        with self._file.transaction():
+            person = self._find(name)
+            if person is None:
+                now = self._now()
+                person = self._file.insert(
+                    "INSERT INTO people (kind, name, created_at, last_seen) VALUES ('enrolled', ?, ?, ?)",
+                    (name, now, now),
+                )
+            if consent:
+                self._file.run("UPDATE people SET consent = ? WHERE id = ?", (consent, person))
+            there = self._opened(person, space)
+            for i, embedding in enumerate(embeddings):
+                if any(np.linalg.norm(embedding - known) < SAME_PHOTO for known in there):
+                    continue
+                quality = 1.0 if qualities is None else float(qualities[i])
+                self._add_template(person, embedding, space, quality, sources[i] if sources else "")
+                there.append(embedding)
+            self._has_own_change = True
+        return len(there)
+
+    def reject(self, name: str, embeddings: F32, *, space: str, source: str = "") -> None:
+        """Store that faces like `embeddings` `(N, D)` are not `name`.
+
+        Raises:
+            GalleryError: nobody has that name.
+        """
+        with self._file.transaction():
+            person = self._require(name)
+            for embedding in embeddings:
+                self._add_template(person, embedding, space, 1.0, source, is_negative=True)
+            self._has_own_change = True
+
+    def name_of(self, name: str) -> str:
+        """Return under which name `name` is listed, through merges; of nobody, `name` itself."""
+        person = self._find(name)
+        if person is None:
+            return name
+        return str(self._file.rows("SELECT name FROM people WHERE id = ?", (person,))[0][0])
+
+    def people(self) -> list[Person]:
+        """Return everybody, enrolled people first, by name; merged ones as aliases of who they are in."""
+        rows = self._file.rows(
+            ROOTS
+            + """SELECT p.name, p.kind, p.consent, p.created_at,
+                   (SELECT max(a.last_seen) FROM people a JOIN root ON root.id = a.id WHERE root.top = p.id),
+                   (SELECT count(*) FROM templates t JOIN root ON root.id = t.person
+                     WHERE root.top = p.id AND NOT is_negative),
+                   (SELECT count(*) FROM templates t JOIN root ON root.id = t.person
+                     WHERE root.top = p.id AND is_negative),
+                   (SELECT json_group_array(a.name) FROM people a JOIN root ON root.id = a.id
+                     WHERE root.top = p.id AND a.id <> p.id)
+            FROM people p WHERE merged_into IS NULL ORDER BY kind, name COLLATE NOCASE"""
+        )
+        return [_person(row) for row in rows]
+
+    def templates(self, space: str, *, strangers: bool = False, negatives: bool = False) -> Templates:
+        """Return the opened templates of one embedding space, of the enrolled or of the strangers.
+
+        Raises:
+            GalleryError: a row does not open: altered, moved or sealed with another key.
+        """
+        kind = "stranger" if strangers else "enrolled"
+        rows = self._file.rows(
+            ROOTS
+            + """SELECT top.id, top.name, t.person, t.uid, t.sealed FROM templates t
+                JOIN root ON root.id = t.person JOIN people top ON top.id = root.top
+                WHERE t.space = ? AND top.kind = ? AND t.is_negative = ? ORDER BY top.id, t.created_at""",
+            (space, kind, int(negatives)),
+        )
+        index: dict[int, int] = {}
+        names: list[str] = []
+        owners: list[int] = []
+        opened: list[bytes] = []
+        for top, name, person, uid, sealed in rows:
+            if top not in index:
+                index[top] = len(names)
+                names.append(name)
+            owners.append(index[top])
+            opened.append(self._sealer.open(sealed, _context(uid, person, space, negatives)))
+        if len({len(plain) for plain in opened}) > 1:
+            raise GalleryError(f"templates of the space {space} have different lengths; restore a backup")
+        flat = np.frombuffer(b"".join(opened), dtype="<f4").astype(np.float32)
+        embeddings: F32 = flat.reshape(len(opened), -1) if opened else flat.reshape(0, 0)
+        return Templates(embeddings, np.array(owners, dtype=np.intp), tuple(names))
+
+    def merge(self, kept: str, absorbed: str) -> int:
+        """Make `absorbed` count as `kept` and return the number of the merge, for `unmerge`.
+
+        Raises:
+            GalleryError: one of them does not exist, both are the same, or a person into a stranger.
+        """
+        with self._file.transaction():
+            into, gone = self._require(kept), self._require(absorbed)
+            if into == gone:
+                raise GalleryError(f"{kept} and {absorbed} already are the same person")
+            if self._is_stranger(into) and not self._is_stranger(gone):
+                raise GalleryError(f"{kept} is a stranger; merge the other way round: {absorbed} {kept}")
+            self._file.run("UPDATE people SET merged_into = ? WHERE id = ?", (into, gone))
+            self._has_own_change = True
+            return self._file.insert(
+                "INSERT INTO merges (kept, absorbed, created_at) VALUES (?, ?, ?)", (into, gone, self._now())
+            )
+
+    def name_stranger(self, stranger: str, name: str) -> int:
+        """Make `stranger` count as `name`, a new or an enrolled person; `unmerge` undoes it.
+
+        Raises:
+            GalleryError: there is no such stranger, or the name cannot be used.
+        """
+        with self._file.transaction():
+            if not self._is_stranger(self._require(stranger)):
+                raise GalleryError(f"{stranger} is enrolled, not a stranger; use `visaged merge`")
+            self.enrol(name, np.zeros((0, 0), np.float32), space="")
+            return self.merge(name, stranger)
+
+    def unmerge(self, name: str) -> tuple[str, str]:
+        """Undo the merge that absorbed `name`, exactly; return both names, the one it was in first.
+
+        Raises:
+            GalleryError: `name` is not merged into anybody.
+        """
+        with self._file.transaction():
+            rows = self._file.rows(
+                "SELECT p.id, p.name, k.name FROM people p JOIN people k ON k.id = p.merged_into"
+                " WHERE p.name = ? COLLATE NOCASE",
+                (name,),
+            )
+            if not rows:
+                raise GalleryError(f"{name} is not merged into anybody; `visaged people` lists aliases")
+            person, exact, kept = rows[0]
+            self._file.run("UPDATE people SET merged_into = NULL WHERE id = ?", (person,))
+            self._file.run(
+                "UPDATE merges SET undone_at = ? WHERE absorbed = ? AND undone_at IS NULL",
+                (self._now(), person),
+            )
+            self._has_own_change = True
+        return kept, exact
+
+    def forget(self, name: str) -> Receipt:
+        """Remove a person or stranger with everything known about them, also from the file's free pages.
+
+        Whoever was merged into them is the same human and goes too.
+
+        Raises:
+            GalleryError: nobody has that name.
+        """
+        with self._file.transaction():
+            person = self._require(name)
+            everyone = self._file.rows(
+                ROOTS + "SELECT p.id, p.name FROM people p JOIN root USING (id) WHERE top = ?", (person,)
+            )
+            exact = next(n for i, n in everyone if i == person)
+            marks = ",".join("?" * len(everyone))
+            ids = [i for i, _ in everyone]
+            templates = self._file.run(
+                f"DELETE FROM templates WHERE NOT is_negative AND person IN ({marks})", ids
+            )
+            negatives = self._file.run(f"DELETE FROM templates WHERE person IN ({marks})", ids)
+            merges = self._file.run(
+                f"DELETE FROM merges WHERE kept IN ({marks}) OR absorbed IN ({marks})", ids + ids
+            )
+            self._file.run(f"DELETE FROM people WHERE id IN ({marks})", ids)
+            self._has_own_change = True
+        return Receipt(
+            person=exact,
+            aliases=tuple(n for i, n in everyone if i != person),
+            templates=templates,
+            negatives=negatives,
+            merges=merges,
+            is_scrubbed=self._file.scrub(),
+        )
+
+    def add_stranger(self, embedding: F32, *, space: str, quality: float) -> str:
+        """Store a new stranger with one template `(D,)`; return the name, whose number is never reused."""
+        with self._file.transaction():
+            self._file.run("UPDATE facts SET value = value + 1 WHERE name = 'strangers'")
+            number = self._file.rows("SELECT value FROM facts WHERE name = 'strangers'")[0][0]
+            name, now = f"{STRANGER_PREFIX}{number}", self._now()
+            person = self._file.insert(
+                "INSERT INTO people (kind, name, created_at, last_seen) VALUES ('stranger', ?, ?, ?)",
+                (name, now, now),
+            )
+            self._add_template(person, embedding, space, quality, "seen")
+        return name
+
+    def touch_stranger(
+        self, name: str, embedding: F32 | None = None, *, space: str = "", quality: float = 0.0
+    ) -> None:
+        """Note that the stranger was seen now, and one more template `(D,)` of it if given."""
+        with self._file.transaction():
+            rows = self._file.rows("SELECT id FROM people WHERE name = ? AND kind = 'stranger'", (name,))
+            if not rows:
+                raise GalleryError(f"there is no stranger {name} any more")
+            person = int(rows[0][0])
+            self._file.run("UPDATE people SET last_seen = ? WHERE id = ?", (self._now(), person))
+            if embedding is not None:
+                self._add_template(person, embedding, space, quality, "seen")
+
+    def expire_strangers(self, ttl_s: float) -> int:
+        """Delete strangers not seen for `ttl_s` seconds, unless merged into somebody; return how many."""
+        with self._file.transaction():
+            deleted = self._file.run(
+                """DELETE FROM people WHERE kind = 'stranger' AND last_seen < ? AND merged_into IS NULL
+                   AND id NOT IN (SELECT merged_into FROM people WHERE merged_into IS NOT NULL
+                                  AND last_seen >= ?)""",
+                (self._now() - ttl_s, self._now() - ttl_s),
+            )
+            self._has_own_change |= deleted > 0
+        if deleted:
+            self._file.empty_log()
+        return deleted
+
+    def drop_stranger(self, name: str) -> None:
+        """Delete a stranger that turned out to be nobody new; of an unknown name, nothing."""
+        with self._file.transaction():
+            self._file.run(
+                "DELETE FROM people WHERE name = ? AND kind = 'stranger' AND merged_into IS NULL", (name,)
+            )
+
+    def _add_template(
+        self,
+        person: int,
+        embedding: F32,
+        space: str,
+        quality: float,
+        source: str,
+        *,
+        is_negative: bool = False,
+    ) -> None:
+        if embedding.ndim != 1 or not np.isfinite(embedding).all():
+            raise GalleryError(f"an embedding must be a list of finite numbers, not {embedding.shape}")
+        uid = secrets.token_hex(8)
+        sealed = self._sealer.seal(
+            embedding.astype("<f4").tobytes(), _context(uid, person, space, is_negative)
+        )
+        self._file.run(
+            "INSERT INTO templates VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (uid, person, int(is_negative), space, quality, source, self._now(), sealed),
+        )
+
+    def _opened(self, person: int, space: str) -> list[F32]:
+        rows = self._file.rows(
+            "SELECT uid, sealed FROM templates WHERE person = ? AND space = ? AND NOT is_negative",
+            (person, space),
+        )
+        plain = [self._sealer.open(sealed, _context(uid, person, space, False)) for uid, sealed in rows]
+        return [np.frombuffer(p, dtype="<f4").astype(np.float32) for p in plain]
+
+    def _find(self, name: str) -> int | None:
+        """Return the id of who answers to `name`, through merges."""
+        rows = self._file.rows(
+            ROOTS + "SELECT top FROM root JOIN people USING (id) WHERE name = ? COLLATE NOCASE", (name,)
+        )
+        return int(rows[0][0]) if rows else None
+
+    def _require(self, name: str) -> int:
+        person = self._find(name)
+        if person is None:
+            raise GalleryError(f"nobody is called {name}; `visaged people` lists who is")
+        return person
+
+    def _is_stranger(self, person: int) -> bool:
+        rows = self._file.rows("SELECT kind FROM people WHERE id = ?", (person,))
+        return str(rows[0][0]) == "stranger"
+
+
+def _context(uid: str, person: int, space: str, is_negative: bool) -> str:
+    """Return what a sealed embedding is bound to: moved to another row it does not open."""
+    return f"{'negative' if is_negative else 'template'} {uid} of person {person} in {space}"
+
+
+def _person(row: tuple[Any, ...]) -> Person:
+    name, kind, consent, created_at, last_seen, templates, negatives, aliases = row
+    return Person(
+        name=name,
+        is_stranger=kind == "stranger",
+        consent=consent,
+        created_at=created_at,
+        last_seen=last_seen,
+        templates=templates,
+        negatives=negatives,
+        aliases=tuple(json.loads(aliases)),
+    )
