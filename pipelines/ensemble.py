@@ -177,4 +177,6 @@ def check_members(config: EnsembleConfig) -> None:
 def load_member(name: str, loader: EngineLoader) -> Member:
     """Load one network of the registry, importing it first where needed."""
     loaded = loader.load(name)
-    return Member(NETWORKS[name], loaded.engine, loaded.digest, loaded.info)
+    row = loader.models.row(name)
+    assert isinstance(row, Network)  # a detector is no member: the names were checked
+    return Member(row, loaded.engine, loaded.digest, loaded.info)

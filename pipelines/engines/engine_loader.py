@@ -20,7 +20,6 @@ from .ort_engine import OrtEngine
 from .plan import Backend, Precision
 from .plan_builder import PlanOrder, build_plan, key_of, open_engine
 from .plan_store import PlanStore, StoredPlan
-from .precision import ranges_path
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +117,7 @@ class EngineLoader:
             ConfigError: `config` asks for what this machine has not.
         """
         self.choice = choose(config)
-        self._models = models
+        self.models = models
         self.plans = PlanStore(models.cache_dir)
         self._max_batch, self._threads = max_batch, config.threads
 
@@ -129,7 +128,7 @@ class EngineLoader:
     def order(self, network: str) -> PlanOrder:
         """Return the plan that is to run `network`; int8 only where its ranges are shipped."""
         precision = self.choice.precision
-        if precision is Precision.INT8 and not ranges_path(network).exists():
+        if precision is Precision.INT8 and not self.models.ranges_path(network).exists():
             precision = Precision.FP16 if self.choice.backend.needs_gpu else Precision.FP32
         return PlanOrder(
             network=network,
@@ -151,7 +150,7 @@ class EngineLoader:
         Raises:
             ModelError: it cannot be built; nothing has changed.
         """
-        build_plan(self.order(network), self._models, self.plans)
+        build_plan(self.order(network), self.models, self.plans)
 
     def build_missing(self, networks: Iterable[str]) -> list[str]:
         """Build the plans that are missing of `networks`, and return of which.
@@ -188,9 +187,9 @@ class EngineLoader:
         return loaded
 
     def _find(self, order: PlanOrder) -> StoredPlan | None:
-        onnx_path = self._models.ensure(order.network)
+        self.models.ensure(order.network)  # a network that cannot be had is another error than a plan
         try:
-            return self.plans.find(key_of(order, onnx_path))
+            return self.plans.find(key_of(order, self.models))
         except ModelError as error:  # as when the INT8 ranges are damaged: the build will say it again
             log.warning("could not look for a plan: %s", error)
             return None
@@ -209,7 +208,7 @@ class EngineLoader:
         return Loaded(engine, record.sha256, info)
 
     def _load_onnx(self, network: str, reason: str) -> Loaded:
-        path = self._models.ensure(network)
+        path = self.models.ensure(network)
         info = EngineInfo(
             backend=Backend.ONNXRUNTIME,
             precision=Precision.FP32,

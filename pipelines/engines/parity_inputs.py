@@ -15,7 +15,7 @@ from ...kernels.pyramid import lay_out, paint_canvas
 from ..cropper import Cropper
 from ..errors import ModelError, PhotoError
 from ..photo import read_photo
-from ..registry import DETECTORS, NETWORKS, ChipRecipe
+from ..registry import ChipRecipe, DetectorNetwork, Row
 
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
@@ -29,18 +29,12 @@ BATCH = 8
 DETECTOR_SCALES = (1.0, 2.0)  # of the photo, for a detector: one face of 88 px, one of 176 px
 
 
-def parity_inputs(network: str) -> list[F32]:
-    """Return batches of real input for `network`, the same at every call.
-
-    Raises:
-        ModelError: no network has this name.
-    """
-    if network in NETWORKS:
-        chips = face_chips(NETWORKS[network].recipe)
-        return [chips[start : start + BATCH] for start in range(0, len(chips), BATCH)]
-    if network in DETECTORS:
+def parity_inputs(row: Row) -> list[F32]:
+    """Return batches of real input for a network, the same at every call."""
+    if isinstance(row, DetectorNetwork):
         return [_canvas(scale) for scale in DETECTOR_SCALES]
-    raise ModelError(f"no network is called {network!r}; known are {', '.join((*NETWORKS, *DETECTORS))}")
+    chips = face_chips(row.recipe)
+    return [chips[start : start + BATCH] for start in range(0, len(chips), BATCH)]
 
 
 @cache

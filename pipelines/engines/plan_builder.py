@@ -20,7 +20,7 @@ from ...kernels.pyramid import MIN_CANVAS_PX, lay_out
 from ..cache_files import sha256_of, write_atomically
 from ..errors import ModelError
 from ..model_store import ModelStore
-from ..registry import DETECTORS, NETWORKS, licence_of, tolerances
+from ..registry import DetectorNetwork, Row, licence_of, tolerances
 from . import cuda_device
 from .engine import Engine
 from .hardware import EXTRAS, cpu_hardware, version_of
@@ -29,7 +29,7 @@ from .parity import ParityReport, compare
 from .parity_inputs import parity_inputs
 from .plan import Backend, Hardware, PlanKey, PlanRecord, Precision, Profile
 from .plan_store import PlanStore, StoredPlan
-from .precision import Int8Style, Ranges, ranges_path, read_ranges, to_fp16, to_int8
+from .precision import Int8Style, Ranges, read_ranges, to_fp16, to_int8
 from .trt_builder import build_trt_plan
 
 F32 = npt.NDArray[np.float32]
@@ -64,29 +64,27 @@ class PlanOrder:
     device: str = "cuda:0"
 
 
-def key_of(order: PlanOrder, onnx_path: Path) -> PlanKey:
-    """Return the key of the plan that `order` asks for on this machine.
+def key_of(order: PlanOrder, models: ModelStore) -> PlanKey:
+    """Return the key of the plan that `order` asks for on this machine; the network is imported where needed.
 
     Raises:
         ModelError: the backend is not installed, no such network, or no INT8 ranges for it.
     """
-    if order.network not in NETWORKS and order.network not in DETECTORS:
-        known = ", ".join((*NETWORKS, *DETECTORS))
-        raise ModelError(f"no network is called {order.network!r}; known are {known}")
+    row = models.row(order.network)
     version = version_of(order.backend)
     if not version:
         raise ModelError(
             f"{order.backend.value} is not installed; "
             f"run `pip install 'visaged[{EXTRAS[order.backend]}]'`, or set another backend"
         )
-    ranges = _ranges_of(order)
+    ranges = _ranges_of(order, models)
     return PlanKey(
         network=order.network,
-        onnx_sha256=sha256_of(onnx_path),
+        onnx_sha256=sha256_of(models.ensure(order.network)),
         backend=order.backend,
         backend_version=version,
         precision=order.precision,
-        profiles=_profiles_of(order),
+        profiles=_profiles_of(order, row),
         hardware=_hardware_of(order),
         flags=(f"builder {BUILDER_VERSION}", *(["no TF32"] if order.backend.needs_gpu else [])),
         ranges_sha256=ranges.sha256 if ranges else "",
@@ -99,7 +97,7 @@ def find_plan(order: PlanOrder, models: ModelStore, plans: PlanStore) -> StoredP
     Raises:
         ModelError: as `key_of`, or the network cannot be imported.
     """
-    return plans.find(key_of(order, models.ensure(order.network)))
+    return plans.find(key_of(order, models))
 
 
 def ensure_plan(order: PlanOrder, models: ModelStore, plans: PlanStore) -> StoredPlan:
@@ -120,16 +118,15 @@ def build_plan(
         ModelError: it cannot be built, is too far from fp32, or cannot be stored. What was stored stays.
     """
     on_progress("importing")
-    onnx_path = models.ensure(order.network)
-    key = key_of(order, onnx_path)
+    key = key_of(order, models)
     start = time.perf_counter()
     on_progress(f"making it {order.precision.value}")
-    graph = _in_precision(order, onnx_path.read_bytes())
+    graph = _in_precision(order, models)
     on_progress("building")
     data, log = _build(order, key, graph, plans)
     seconds = time.perf_counter() - start
     on_progress("comparing with fp32")
-    parity = verify(order, onnx_path, graph, data)
+    parity = verify(order, models, graph, data)
     if not parity.is_within:
         raise ModelError(f"{key} is too far from the fp32 network and was not stored: {parity}")
     record = PlanRecord(
@@ -139,34 +136,34 @@ def build_plan(
         seconds=round(seconds, 3),
         built_at=time.time(),
         parity=parity,
-        licence=licence_of(order.network),
+        licence=licence_of(models.row(order.network)),
     )
     on_progress("storing")
     return plans.publish(record, data, "\n".join(log))
 
 
 def verify(
-    order: PlanOrder, onnx_path: Path, graph: bytes, data: bytes, inputs: list[F32] | None = None
+    order: PlanOrder, models: ModelStore, graph: bytes, data: bytes, inputs: list[F32] | None = None
 ) -> ParityReport:
-    """Return how far the plan `data` is from the fp32 network at `onnx_path`, over real faces.
+    """Return how far the plan `data` is from its fp32 network, over real faces.
 
     A plan for another GPU, or for any where there is none, is stood for by `graph`, its ONNX in the same
     precision.
     """
-    runs_here = _runs_here(order)
+    runs_here, row = _runs_here(order), models.row(order.network)
     with tempfile.TemporaryDirectory(prefix="visaged-verify-") as folder:
         path = Path(folder) / "plan"
         path.write_bytes(data if runs_here else graph)
         engine = open_engine(path, order.backend if runs_here else Backend.ONNXRUNTIME, device=order.device)
-        reference = OrtEngine(onnx_path)
-        batches = parity_inputs(order.network) if inputs is None else inputs
+        reference = OrtEngine(models.ensure(order.network))
+        batches = parity_inputs(row) if inputs is None else inputs
         most = order.max_batch  # a GPU's plan takes no more
         try:
             return compare(
                 engine,
                 reference,
                 [batch[start : start + most] for batch in batches for start in range(0, len(batch), most)],
-                tolerances(order.network, order.precision),
+                tolerances(row, order.precision),
                 ran="the plan" if runs_here else "its graph on ONNX Runtime",
             )
         finally:
@@ -182,8 +179,7 @@ def verify_stored(plan: StoredPlan, models: ModelStore, inputs: list[F32] | None
             built with other INT8 ranges than those that are shipped.
     """
     key = plan.record.key
-    onnx_path = models.ensure(key.network)
-    if not plan.is_whole or sha256_of(onnx_path) != key.onnx_sha256:
+    if not plan.is_whole or sha256_of(models.ensure(key.network)) != key.onnx_sha256:
         raise ModelError(f"{key} is damaged or of an older network; build it again with `visaged build`")
     order = PlanOrder(
         network=key.network,
@@ -196,13 +192,13 @@ def verify_stored(plan: StoredPlan, models: ModelStore, inputs: list[F32] | None
     )
     graph = b""
     if not _runs_here(order):
-        shipped = ranges_path(key.network)
+        shipped = models.ranges_path(key.network)
         if key.ranges_sha256 and not (shipped.exists() and read_ranges(shipped).sha256 == key.ranges_sha256):
             raise ModelError(
                 f"{key} was built with INT8 ranges of your own; verify it on a GPU that it is for"
             )
-        graph = _in_precision(order, onnx_path.read_bytes())
-    return verify(order, onnx_path, graph, plan.path.read_bytes(), inputs)
+        graph = _in_precision(order, models)
+    return verify(order, models, graph, plan.path.read_bytes(), inputs)
 
 
 def _runs_here(order: PlanOrder) -> bool:
@@ -232,19 +228,20 @@ def open_engine(path: Path, backend: Backend, *, threads: int = 1, device: str =
     return TrtEngine(path, backend, device=device)
 
 
-def _in_precision(order: PlanOrder, data: bytes) -> bytes:
+def _in_precision(order: PlanOrder, models: ModelStore) -> bytes:
+    data = models.ensure(order.network).read_bytes()
     if order.precision is Precision.FP16:
         return to_fp16(data)
-    ranges = _ranges_of(order)
+    ranges = _ranges_of(order, models)
     if ranges is None:
         return data
     return to_int8(data, ranges, Int8Style.SYMMETRIC if order.backend.needs_gpu else Int8Style.ASYMMETRIC)
 
 
-def _ranges_of(order: PlanOrder) -> Ranges | None:
+def _ranges_of(order: PlanOrder, models: ModelStore) -> Ranges | None:
     if order.precision is not Precision.INT8:
         return None
-    return read_ranges(order.ranges or ranges_path(order.network))
+    return read_ranges(order.ranges or models.ranges_path(order.network))
 
 
 def _build(order: PlanOrder, key: PlanKey, graph: bytes, plans: PlanStore) -> tuple[bytes, tuple[str, ...]]:
@@ -268,9 +265,9 @@ def _build(order: PlanOrder, key: PlanKey, graph: bytes, plans: PlanStore) -> tu
     return built.data, built.log
 
 
-def _profiles_of(order: PlanOrder) -> tuple[Profile, ...]:
+def _profiles_of(order: PlanOrder, row: Row) -> tuple[Profile, ...]:
     """Return the shapes the plan takes; on a GPU two buckets of batches, for few faces and for many."""
-    if order.network in DETECTORS:
+    if isinstance(row, DetectorNetwork):
         best, largest = (lay_out(*frame) for frame in DETECTOR_FRAMES)
         longest = max(largest.height, largest.width)  # the camera may stand upright
         canvas = Profile(
@@ -279,7 +276,7 @@ def _profiles_of(order: PlanOrder) -> tuple[Profile, ...]:
             maximum=(1, 3, longest, longest),
         )
         return (canvas,)
-    recipe = NETWORKS[order.network].recipe
+    recipe = row.recipe
     chip = (len(recipe.mean), recipe.size, recipe.size)
     if not order.backend.needs_gpu:
         return (Profile(minimum=(1, *chip), optimum=(1, *chip), maximum=(ANY_BATCH, *chip)),)

@@ -13,7 +13,7 @@ from visaged.pipelines.engines.plan_builder import PlanOrder, build_plan, open_e
 from visaged.pipelines.engines.plan_store import PlanStore
 from visaged.pipelines.engines.precision import ranges_path
 from visaged.pipelines.model_store import ModelStore
-from visaged.pipelines.registry import DETECTORS, NETWORKS, tolerances
+from visaged.pipelines.registry import DETECTORS, NETWORKS, row_of, tolerances
 
 pytestmark = pytest.mark.gpu
 
@@ -54,7 +54,7 @@ def test_every_batch_answers_as_one_face_at_a_time(
         contextlib.closing(OrtEngine(store.ensure(network))) as reference,
     ):
         for _ in range(3):  # TensorRT-RTX: compiled, recorded as a CUDA graph, replayed from it
-            report = compare(engine, reference, batches, tolerances(network, Precision.FP32))
+            report = compare(engine, reference, batches, tolerances(row_of(network), Precision.FP32))
             assert report.is_within, report
 
 

@@ -21,7 +21,7 @@ from visaged.pipelines.engines.plan_builder import build_plan, key_of
 from visaged.pipelines.engines.plan_store import PlanStore, StoredPlan
 from visaged.pipelines.errors import ConfigError, ModelError
 from visaged.pipelines.model_store import ModelStore
-from visaged.pipelines.registry import tolerances
+from visaged.pipelines.registry import row_of, tolerances
 
 F32 = npt.NDArray[np.float32]
 NETWORK = "emotion-xception"  # small; where int8 counts, face-resnet
@@ -50,7 +50,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def answers(engine: Engine, network: str = NETWORK) -> F32:
-    return np.concatenate([engine.infer(chips)["logits"] for chips in parity_inputs(network)])
+    return np.concatenate([engine.infer(chips)["logits"] for chips in parity_inputs(row_of(network))])
 
 
 def assert_stands_in(loaded: Loaded, models: ModelStore, reason: str) -> None:
@@ -135,7 +135,9 @@ def test_once_built_the_plan_runs_and_is_the_current_one(config: EngineConfig, m
     assert loaded.digest == plan.record.sha256
     assert loader.plans.pins(NETWORK) == {"current": plan.folder.name}
     reference = OrtEngine(models.ensure(NETWORK))
-    report = compare(loaded.engine, reference, parity_inputs(NETWORK), tolerances(NETWORK, Precision.FP16))
+    report = compare(
+        loaded.engine, reference, parity_inputs(row_of(NETWORK)), tolerances(row_of(NETWORK), Precision.FP16)
+    )
     assert report.is_within and report.outputs[0].max_abs > 0, "this is not the fp16 plan"
 
 
@@ -321,5 +323,5 @@ def test_two_loaders_share_what_was_built(models: ModelStore) -> None:
 
     assert other.load(NETWORK).info.plan == plan.folder.name
     order = other.order(NETWORK)
-    assert PlanStore(models.cache_dir).find(key_of(order, models.ensure(NETWORK))) == plan
+    assert PlanStore(models.cache_dir).find(key_of(order, models)) == plan
     assert build_plan(order, models, other.plans).folder == plan.folder

@@ -14,7 +14,15 @@ from visaged.pipelines.engines.parity_inputs import N_CHIPS, parity_inputs
 from visaged.pipelines.engines.plan import Precision
 from visaged.pipelines.errors import ModelError
 from visaged.pipelines.model_store import ModelStore
-from visaged.pipelines.registry import DETECTORS, DLIB_MEAN, DLIB_SCALE, NETWORKS, tolerances
+from visaged.pipelines.registry import (
+    DETECTORS,
+    DLIB_MEAN,
+    DLIB_SCALE,
+    FACE_RESNET,
+    NETWORKS,
+    row_of,
+    tolerances,
+)
 
 F32 = npt.NDArray[np.float32]
 Rows = Sequence[Sequence[float]]
@@ -141,9 +149,9 @@ def test_one_output_too_far_is_enough_and_is_marked() -> None:
 
 
 def test_an_engine_agrees_with_itself(face_resnet: OrtEngine) -> None:
-    allowed = tolerances("face-resnet", Precision.FP32)
+    allowed = tolerances(FACE_RESNET, Precision.FP32)
 
-    report = compare(face_resnet, face_resnet, parity_inputs("face-resnet"), allowed)
+    report = compare(face_resnet, face_resnet, parity_inputs(FACE_RESNET), allowed)
 
     assert report.is_within and report.n_inputs == N_CHIPS
     assert [(o.name, o.max_abs, o.l2_max, o.top1) for o in report.outputs] == [
@@ -182,7 +190,10 @@ def test_a_gross_mistake_is_out_of_every_tolerance(
     wrong = Misfed(face_resnet, GROSS[mistake])
 
     report = compare(
-        wrong, face_resnet, parity_inputs("face-resnet")[:1], tolerances("face-resnet", precision)
+        wrong,
+        face_resnet,
+        parity_inputs(FACE_RESNET)[:1],
+        tolerances(FACE_RESNET, precision),
     )
 
     embedding = report.outputs[0]
@@ -194,7 +205,10 @@ def test_a_fine_mistake_is_out_of_the_tolerance_of_fp32(mistake: str, face_resne
     wrong = Misfed(face_resnet, FINE[mistake])
 
     report = compare(
-        wrong, face_resnet, parity_inputs("face-resnet"), tolerances("face-resnet", Precision.FP32)
+        wrong,
+        face_resnet,
+        parity_inputs(FACE_RESNET),
+        tolerances(FACE_RESNET, Precision.FP32),
     )
 
     assert not report.is_within, str(report)
@@ -202,10 +216,10 @@ def test_a_fine_mistake_is_out_of_the_tolerance_of_fp32(mistake: str, face_resne
 
 @pytest.mark.parametrize("network", EVERY_NETWORK)
 def test_tolerances_are_of_outputs_that_the_network_has(network: str, store: ModelStore) -> None:
-    answered = OrtEngine(store.ensure(network)).infer(parity_inputs(network)[0])
+    answered = OrtEngine(store.ensure(network)).infer(parity_inputs(row_of(network))[0])
 
     for precision in Precision:
-        assert set(tolerances(network, precision)) == set(answered)
+        assert set(tolerances(row_of(network), precision)) == set(answered)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +230,7 @@ def test_tolerances_are_of_outputs_that_the_network_has(network: str, store: Mod
     ],
 )
 def test_faces_come_in_batches_of_the_networks_chips(network: str, shapes: list[tuple[int, ...]]) -> None:
-    batches = parity_inputs(network)
+    batches = parity_inputs(row_of(network))
 
     assert [batch.shape for batch in batches] == shapes
     assert {batch.dtype for batch in batches} == {np.dtype(np.float32)}
@@ -226,7 +240,7 @@ def test_faces_come_in_batches_of_the_networks_chips(network: str, shapes: list[
 
 
 def test_a_detector_sees_the_photo_in_two_sizes() -> None:
-    small, large = parity_inputs("mmod")
+    small, large = parity_inputs(row_of("mmod"))
 
     for canvas in (small, large):
         assert canvas.ndim == 4 and canvas.shape[:2] == (1, 3) and canvas.dtype == np.float32
@@ -237,29 +251,29 @@ def test_a_detector_sees_the_photo_in_two_sizes() -> None:
 def test_the_detector_finds_the_face_in_both(store: ModelStore) -> None:
     engine = OrtEngine(store.ensure("mmod"))
 
-    assert all(engine.infer(canvas)["scores"].max() > 0 for canvas in parity_inputs("mmod"))
+    assert all(engine.infer(canvas)["scores"].max() > 0 for canvas in parity_inputs(row_of("mmod")))
 
 
 @pytest.mark.parametrize("network", EVERY_NETWORK)
 def test_inputs_are_the_same_at_every_call(network: str) -> None:
-    first = [batch.copy() for batch in parity_inputs(network)]
+    first = [batch.copy() for batch in parity_inputs(row_of(network))]
     shipped_face.face_chips.cache_clear()
 
-    again = parity_inputs(network)
+    again = parity_inputs(row_of(network))
 
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
 
 
 def test_the_face_that_is_shipped_is_a_smiling_one(face_resnet: OrtEngine) -> None:
     logits = np.concatenate(
-        [face_resnet.infer(chips)["logits"] for chips in parity_inputs("face-resnet")]
+        [face_resnet.infer(chips)["logits"] for chips in parity_inputs(FACE_RESNET)]
     ).mean(axis=0)
 
     assert NETWORKS["face-resnet"].outputs[1].classes[int(logits.argmax())] == "happiness"
 
 
 def test_every_variation_of_it_is_the_same_person_in_skin_colour(face_resnet: OrtEngine) -> None:
-    chips = np.concatenate(parity_inputs("face-resnet"))
+    chips = np.concatenate(parity_inputs(FACE_RESNET))
 
     embeddings = face_resnet.infer(chips)["embedding"]
     apart = np.linalg.norm(embeddings[:, None] - embeddings, axis=2)
@@ -270,4 +284,4 @@ def test_every_variation_of_it_is_the_same_person_in_skin_colour(face_resnet: Or
 
 def test_an_unknown_network_is_named_with_what_is_known() -> None:
     with pytest.raises(ModelError, match=r"'face-net'; known are face-resnet, emotion-xception, mmod$"):
-        parity_inputs("face-net")
+        parity_inputs(row_of("face-net"))

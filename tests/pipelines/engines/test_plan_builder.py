@@ -31,7 +31,7 @@ from visaged.pipelines.engines.precision import measure_ranges, ranges_path
 from visaged.pipelines.engines.trt_builder import build_trt_plan, load_flavour
 from visaged.pipelines.errors import ModelError
 from visaged.pipelines.model_store import ModelStore
-from visaged.pipelines.registry import DETECTORS, NETWORKS, tolerances
+from visaged.pipelines.registry import DETECTORS, NETWORKS, row_of, tolerances
 
 F32 = npt.NDArray[np.float32]
 
@@ -84,13 +84,15 @@ def test_a_plan_is_built_within_its_tolerance_stored_and_found_again(
 
     built = build_plan(order, store, plans, steps.append)
 
-    key = key_of(order, store.ensure(order.network))
+    key = key_of(order, store)
     assert plans.find(key) == built
     record = built.record
     assert record.key == key and record.n_bytes == built.path.stat().st_size > 1000
     assert key.backend_version == version_of(order.backend) != ""
     assert record.parity.is_within and record.parity.n_inputs >= 2
-    assert {o.name: o.tolerance for o in record.parity.outputs} == tolerances(order.network, order.precision)
+    assert {o.name: o.tolerance for o in record.parity.outputs} == tolerances(
+        row_of(order.network), order.precision
+    )
     assert bool(key.ranges_sha256) == (order.precision is Precision.INT8)
     assert steps == [
         "importing", f"making it {order.precision.value}", "building", "comparing with fp32", "storing",
@@ -101,11 +103,11 @@ def test_a_plan_is_built_within_its_tolerance_stored_and_found_again(
 def test_a_cpu_plan_is_for_this_processor_and_any_batch(
     order: PlanOrder, store: ModelStore, plans: PlanStore
 ) -> None:
-    plan = plans.find(key_of(order, store.ensure(order.network))) or build_plan(order, store, plans)
+    plan = plans.find(key_of(order, store)) or build_plan(order, store, plans)
 
     assert plan.record.key.hardware == cpu_hardware() and plan.record.parity.ran == "the plan"
     engine = open_engine(plan.path, order.backend)
-    row = parity_inputs(order.network)[0][:1]
+    row = parity_inputs(row_of(order.network))[0][:1]
     n = 1 if order.network in DETECTORS else 19
     for name, values in engine.infer(np.repeat(row, n, axis=0)).items():
         assert len(values) == n and np.isfinite(values).all(), name
@@ -116,7 +118,7 @@ def test_a_cpu_plan_is_for_this_processor_and_any_batch(
 def test_a_plan_for_gpus_says_which_and_that_its_graph_was_tried_elsewhere(
     order: PlanOrder, store: ModelStore, plans: PlanStore
 ) -> None:
-    plan = plans.find(key_of(order, store.ensure(order.network))) or build_plan(order, store, plans)
+    plan = plans.find(key_of(order, store)) or build_plan(order, store, plans)
 
     if not cuda_device.can_run():
         assert plan.record.parity.ran == "its graph on ONNX Runtime"
@@ -131,7 +133,7 @@ def test_verifying_a_stored_plan_gives_what_was_recorded(store: ModelStore, plan
     plan = build_plan(SMALL, store, plans)
 
     assert verify_stored(plan, store) == plan.record.parity
-    few = verify_stored(plan, store, parity_inputs(SMALL.network)[:1])
+    few = verify_stored(plan, store, parity_inputs(row_of(SMALL.network))[:1])
     assert few.n_inputs == 8 and few.is_within
 
 
@@ -154,7 +156,7 @@ def test_ranges_of_ones_own_are_used_and_named_in_the_key(
 ) -> None:
     network = "emotion-xception"  # none are shipped
     data = store.ensure(network).read_bytes()
-    ranges = measure_ranges(network, data, parity_inputs(network), "one face")
+    ranges = measure_ranges(network, data, parity_inputs(row_of(network)), "one face")
     path = tmp_path / "own.json"
     write_atomically(path, msgspec.json.encode(ranges))
     order = PlanOrder(network=network, backend=backend, precision=Precision.INT8, ranges=path)

@@ -35,7 +35,7 @@ def test_a_build_killed_at_any_step_leaves_the_store_whole(
     is_there: bool, store: ModelStore, tmp_path: Path
 ) -> None:
     moments = random.Random(0)
-    key = key_of(ORDER, store.ensure(ORDER.network))
+    key = key_of(ORDER, store)
     plans = PlanStore(tmp_path / "cache")
     if is_there:
         build_plan(ORDER, store, plans)
@@ -75,6 +75,7 @@ BUILD_AND_RUN = """
 import sys
 from pathlib import Path
 from visaged.pipelines.model_store import ModelStore
+from visaged.pipelines.registry import row_of
 from visaged.pipelines.engines.parity_inputs import parity_inputs
 from visaged.pipelines.engines.plan import Backend, Precision
 from visaged.pipelines.engines.plan_builder import PlanOrder, build_plan, open_engine
@@ -83,7 +84,7 @@ order = PlanOrder(network="emotion-xception", backend=Backend(sys.argv[4]), prec
 plan = build_plan(order, ModelStore(Path(sys.argv[2])), PlanStore(Path(sys.argv[3])))
 if not order.backend.needs_gpu:
     engine = open_engine(plan.path, order.backend)
-    assert len(engine.infer(parity_inputs(order.network)[0])["logits"]) == 8
+    assert len(engine.infer(parity_inputs(row_of(order.network))[0])["logits"]) == 8
     engine.close()
 print("built and run")
 """

@@ -28,7 +28,7 @@ from visaged.pipelines.engines.precision import (
 from visaged.pipelines.errors import ModelError
 from visaged.pipelines.importers.graph import GraphBuilder
 from visaged.pipelines.model_store import ModelStore
-from visaged.pipelines.registry import tolerances
+from visaged.pipelines.registry import FACE_RESNET, tolerances
 
 F32 = npt.NDArray[np.float32]
 STYLES = pytest.mark.parametrize("style", Int8Style, ids=lambda style: style.value)
@@ -66,7 +66,7 @@ def weights_of(data: bytes) -> dict[str, npt.NDArray[np.generic]]:
 def test_fp16_answers_as_fp32_on_real_chips(face_resnet: bytes) -> None:
     fp32, fp16 = OrtEngine(face_resnet), OrtEngine(to_fp16(face_resnet))
 
-    for chips in parity_inputs("face-resnet"):
+    for chips in parity_inputs(FACE_RESNET):
         expected, answered = fp32.infer(chips), fp16.infer(chips)
         for name, values in expected.items():
             largest = max(1.0, float(np.abs(values).max()))
@@ -95,9 +95,13 @@ def test_int8_is_within_its_tolerance_on_real_chips(
 ) -> None:
     quantised = to_int8(face_resnet, shipped, style)
 
-    allowed = tolerances("face-resnet", Precision.INT8)
+    allowed = tolerances(FACE_RESNET, Precision.INT8)
     report = compare(
-        OrtEngine(quantised), OrtEngine(face_resnet), parity_inputs("face-resnet"), allowed, ran=style.value
+        OrtEngine(quantised),
+        OrtEngine(face_resnet),
+        parity_inputs(FACE_RESNET),
+        allowed,
+        ran=style.value,
     )
 
     assert report.is_within, str(report)
@@ -256,7 +260,7 @@ def test_the_shipped_ranges_fit_the_imported_network(face_resnet: bytes, shipped
 
 
 def test_the_shipped_ranges_hold_the_face_that_is_shipped(face_resnet: bytes, shipped: Ranges) -> None:
-    seen = measure_ranges("face-resnet", face_resnet, parity_inputs("face-resnet"), "one face")
+    seen = measure_ranges("face-resnet", face_resnet, parity_inputs(FACE_RESNET), "one face")
 
     wide = {name: high - low for name, (low, high) in shipped.tensors.items()}
     beyond = {
