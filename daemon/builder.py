@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 
+from ..pipelines.assembly import choose_release
 from ..pipelines.engines.engine_loader import EngineLoader
 from ..pipelines.model_store import ModelStore
 from .config import Config
@@ -22,11 +23,13 @@ def run_build(config: Config, stop: threading.Event) -> int:
     Raises:
         ModelError: one cannot be built; those before it are kept.
         ConfigError: the configuration asks for what this machine has not.
+        ReleaseError: the release that is configured is missing or damaged.
     """
     os.nice(NICENESS)
-    models = ModelStore(config.paths.cache, config.paths.wheels)
+    imported = ModelStore(config.paths.cache, config.paths.wheels)
+    configs, models, _ = choose_release(config.stages, config.paths.state, imported)
     loader = EngineLoader(config.engine, models, max_batch=config.ensemble.max_batch)
-    for network in config.stages.networks:
+    for network in configs.networks:
         if stop.is_set():
             return 1
         if loader.build_missing([network]):

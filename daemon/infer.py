@@ -17,7 +17,7 @@ from ..pipelines.ensemble import Ensemble
 from ..pipelines.errors import GalleryError, ModelError
 from ..pipelines.inference import Answer, Scan
 from ..pipelines.message import FaceFrame
-from ..pipelines.release import factory_release
+from ..pipelines.release import running_name
 from .config import Config
 from .control import Control, EnrolTrack, Status
 from .engine_upgrade import EngineUpgrade, retire
@@ -53,7 +53,7 @@ class Inference:
             config.stages, state=paths.state, cache=paths.cache, wheels=paths.wheels, may_wait=False
         )
         self._pipeline = self._stages.pipeline()
-        self._release = factory_release(self._pipeline.ensemble, config.ensemble)
+        self._release = running_name(self._stages.release, self._pipeline.ensemble)
         self._upgrade = EngineUpgrade(self._stages, metrics, build)
         names = [camera.name for camera in config.camera]
         for camera in config.camera:
@@ -75,7 +75,7 @@ class Inference:
 
     def serve(self, stop: threading.Event) -> None:
         """Answer frames and requests until `stop` is set or every camera has ended."""
-        log.info("serving release %s to %d cameras", self._release.id, len(self._open))
+        log.info("serving release %s to %d cameras", self._release, len(self._open))
         self._upgrade.start()
         while self._open and not stop.is_set():
             self._step()
@@ -172,7 +172,7 @@ class Inference:
                 published_ns=0,
                 width=width,
                 height=height,
-                release=self._release.id,
+                release=self._release,
                 embedding_space=ensemble.embedding_space,
                 embedding_dim=ensemble.embedding_dim,
                 faces=answer.faces,
@@ -201,9 +201,9 @@ class Inference:
             return
         retire(before)
         self._stages.ensemble = ensemble
-        self._release = factory_release(ensemble, self._config.ensemble)
+        self._release = running_name(self._stages.release, ensemble)
         self._metrics.swaps.inc()
-        log.info("swapped the engines, serving release %s", self._release.id)
+        log.info("swapped the engines, serving release %s", self._release)
 
     def _drops_since_last(self, camera: str) -> dict[str, int]:
         dropped = self._intake.ledgers[camera].snapshot().dropped
@@ -242,7 +242,7 @@ class Inference:
             for name, s in ((name, ledger.snapshot()) for name, ledger in self._intake.ledgers.items())
         }
         return {
-            "release": self._release.describe(),
+            "release": self._stages.release.describe() | {"running": self._release},
             "run": self._publisher.run,
             "engines": msgspec.to_builtins(self._upgrade.engines()),
             "upgrade": self._upgrade.state,

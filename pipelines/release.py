@@ -1,4 +1,4 @@
-"""A release: the whole ensemble under one content-addressed name, carried by every message."""
+"""A release: the whole ensemble under one name that follows from its content, carried by every message."""
 
 import hashlib
 from typing import Any
@@ -6,22 +6,24 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from .ensemble import Ensemble, EnsembleConfig
+from .ensemble import Ensemble, Rule
+from .fuser import DecisionFusion, Fusion
 from .registry import Network
 
 
 class ReleaseMember(Struct, frozen=True, kw_only=True):
-    """One network of a release and the digest of the file that ran."""
+    """One network of a release, with the SHA-256 of its ONNX file and of its INT8 ranges, "" for none."""
 
     network: Network
-    digest: str
+    onnx: str
+    ranges: str = ""
 
 
 class Release(Struct, frozen=True, kw_only=True):
-    """Everything that decides what the ensemble answers."""
+    """Everything that decides what the ensemble answers, but for what runs it."""
 
     members: tuple[ReleaseMember, ...]
-    fusion: str
+    fusion: Fusion
     embedding_space: str
 
     @property
@@ -34,10 +36,25 @@ class Release(Struct, frozen=True, kw_only=True):
         return {"id": self.id, **msgspec.to_builtins(self)}
 
 
-def factory_release(ensemble: Ensemble, config: EnsembleConfig) -> Release:
-    """Return the release that `ensemble`, imported from published weights, forms under `config`."""
+def factory_release(ensemble: Ensemble, rule: Rule) -> Release:
+    """Return the release that `ensemble`, imported from published weights, forms under `rule`."""
+    weights = {
+        member.network.name: output.weight
+        for member in ensemble.members
+        for output in member.network.outputs
+        if output.kind == "logits"
+    }
     return Release(
-        members=tuple(ReleaseMember(network=m.network, digest=m.digest) for m in ensemble.members),
-        fusion=config.fusion,
+        members=tuple(ReleaseMember(network=m.network, onnx=m.onnx_sha256) for m in ensemble.members),
+        fusion=DecisionFusion(rule=rule, weights=weights),
         embedding_space=ensemble.embedding_space,
     )
+
+
+def running_name(release: Release, ensemble: Ensemble) -> str:
+    """Return `ID.PLANS`, the name in messages: the release, and 6 hex digits for the plans that run it.
+
+    Another precision or library answers a little differently: whoever compares messages sees it.
+    """
+    plans = [(m.info.backend.value, m.info.precision.value, m.info.plan) for m in ensemble.members]
+    return f"{release.id}.{hashlib.sha256(msgspec.json.encode(plans)).hexdigest()[:6]}"

@@ -15,6 +15,7 @@ DOORS = {  # a heavy dependency and the only modules that may import it
     "onnx": {
         "pipelines/importers/graph.py",
         "pipelines/importers/dlib_onnx.py",
+        "pipelines/importers/halved.py",
         "pipelines/importers/keras_h5.py",
         "pipelines/model_store.py",
         "pipelines/engines/precision.py",

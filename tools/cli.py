@@ -54,13 +54,8 @@ COMMANDS = (
     Command("data", SET_UP, "data", "app", "Say what the data of a task are worth."),
     Command("train", SET_UP, "train", "train", "Train a network as a recipe says."),
     Command("train-emotion", SET_UP, "train_emotion", "train_emotion", "Train the small emotion head."),
-    Command(
-        "evaluate-emotion",
-        SET_UP,
-        "evaluate_emotion",
-        "evaluate_emotion",
-        "Measure the emotion members on FER+.",
-    ),
+    Command("release", SET_UP, "release", "app", "Put networks together into releases; list, show, remove."),
+    Command("evaluate", SET_UP, "evaluate", "evaluate", "Measure a release on faces with labels."),
     Command(
         "evaluate-identity",
         SET_UP,

@@ -36,7 +36,7 @@ def status(
 
 def lines_of(answer: dict[str, Any]) -> list[str]:
     """Return release and engines, a line each."""
-    lines = [f"release {answer['release']['id']}"]
+    lines = [f"release {answer['release']['running']}"]
     for name, engine in answer["engines"].items():
         line = f"  {name}: {engine['precision']} on {engine['backend']}, {engine['device']}"
         if engine["plan"]:

@@ -15,7 +15,8 @@ from ..daemon.config import find_config
 from ..pipelines.cache_files import write_atomically
 from ..pipelines.errors import ConfigError
 from ..pipelines.model_store import ModelStore
-from ..pipelines.registry import ChipRecipe, Colour
+from ..pipelines.registry import ChipRecipe, Colour, Output
+from ..pipelines.registry import Network as NetworkRow
 
 if TYPE_CHECKING:
     from ..pipelines.learning.ferplus import Faces
@@ -85,6 +86,7 @@ def train(
     write_atomically(out / f"{wanted.name}.onnx", graph)
     figures = measure(graph, test)
     card = {
+        "network": network_row(wanted, learned.classes, network.last.in_features),
         "recipe": wanted,
         "parameters": n_parameters,
         "macs": n_macs,
@@ -108,6 +110,22 @@ def chip_recipe(recipe: "RecipeConfig") -> ChipRecipe:
         light=recipe.normalisation_config().light,
         mean=(0.0,) * channels,
         scale=1.0,
+    )
+
+
+def network_row(recipe: "RecipeConfig", classes: tuple[str, ...], n_features: int) -> NetworkRow:
+    """Return what the registry would say about the network, for `visaged release make`."""
+    return NetworkRow(
+        name=recipe.name,
+        recipe=chip_recipe(recipe),
+        outputs=(
+            Output(name="logits", kind="logits", dim=len(classes), classes=classes),
+            Output(name="features", kind="features", dim=n_features),
+        ),
+        source=f"visaged train, recipe {recipe.name}",
+        licence="your own",
+        licence_note="Trained here; what its data allow is for you to know.",
+        trained_on=", ".join(stage.data for stage in recipe.stage),
     )
 
 

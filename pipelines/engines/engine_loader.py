@@ -43,10 +43,10 @@ class EngineInfo(Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A network ready to run, and the SHA-256 of the file it runs from."""
+    """A network ready to run, and the SHA-256 of its ONNX file."""
 
     engine: Engine
-    digest: str
+    onnx_sha256: str
     info: EngineInfo
 
 
@@ -205,7 +205,7 @@ class EngineLoader:
             device=self.choice.device,
             plan=record.key.fingerprint,
         )
-        return Loaded(engine, record.sha256, info)
+        return Loaded(engine, record.key.onnx_sha256, info)
 
     def _load_onnx(self, network: str, reason: str) -> Loaded:
         path = self.models.ensure(network)

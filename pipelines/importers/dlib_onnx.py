@@ -36,8 +36,9 @@ def face_resnet_onnx(
     """Return dlib's face ResNet as one graph, with the emotion head on the same trunk.
 
     Input `chips` `(N, 3, 150, 150)`, `(pixel - mean) / 256`. Outputs: `embedding` `(N, 128)`, as dlib
-    gives it (not unit length: compare by Euclidean distance); with `head`, `logits` `(N, K)`; with
-    `with_features`, `features` `(N, F)`: what the head reads, or would read at `DEFAULT_TAPS`.
+    gives it (not unit length: compare by Euclidean distance); with `head`, `logits` `(N, K)` and what
+    its last layer reads, `hidden` `(N, U)`; with `with_features`, `features` `(N, F)`: what the head reads,
+    or would read at `DEFAULT_TAPS`.
 
     Raises:
         ModelError: the network or the head does not fit together.
@@ -133,11 +134,13 @@ def _attach(
     if head.layers[0][0].shape[0] != n_features:
         raise ModelError(f"the emotion head reads {head.layers[0][0].shape[0]} features, not {n_features}")
     for index, (weights, bias) in enumerate(head.layers):
-        if index:
-            features = graph.node("Relu", features)
         is_last = index == len(head.layers) - 1
+        if index:  # the last layer's input is what a feature-level ensemble takes
+            features = graph.node("Relu", features, output="hidden" if is_last else "")
         features = graph.linear(features, weights, bias, output="logits" if is_last else "")
     graph.declare_output("logits", ["N", len(head.classes)])
+    if len(head.layers) > 1:
+        graph.declare_output("hidden", ["N", head.layers[-1][0].shape[0]])
 
 
 def _tap(graph: GraphBuilder, x: _Map, grid: int) -> str:

@@ -18,7 +18,8 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
 from ...kernels import fusion
-from .metrics import ACCURACY, FLOOR, LOG_LOSS, Metric, fit_temperature
+from ..fuser import CascadeHead, CommitteeFusion, Group, fuse_group
+from .metrics import ACCURACY, LOG_LOSS, Metric, fit_temperature
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -58,6 +59,17 @@ class Members:
         """Return `(E,)` in 0..1, on `(N, K)` shares of votes."""
         return np.array([ACCURACY(p, targets) for p in self.p], np.float32)
 
+    def of(self, name: str) -> tuple[F32, Bool]:
+        """Return the `(N, K)` probabilities of one member, and the `(K,)` classes it knows.
+
+        Raises:
+            ValueError: there is no such member.
+        """
+        if name not in self.names:
+            raise ValueError(f"no member is called {name}; there are {', '.join(self.names)}")
+        index = self.names.index(name)
+        return self.p[index], self.knows[index]
+
 
 def fit_temperatures(logits: F32, knows: Bool, targets: F32) -> F32:
     """Return `(E,)` temperatures, each fitted on the classes the member knows and the faces that show them.
@@ -74,32 +86,6 @@ def fit_temperatures(logits: F32, knows: Bool, targets: F32) -> F32:
         shares = targets[seen][:, known] / votes[seen, None]
         temperatures.append(fit_temperature(member[seen][:, known], shares))
     return np.array(temperatures, np.float32)
-
-
-def fuse_product(p: F32, knows: Bool, weights: F32 | None = None) -> F32:
-    """Return `(N, K)`: for each class the weighted geometric mean over the members that know it, normalised.
-
-    The largest is that of the product. A class that one member rules out hardly comes back.
-
-    Source: Kittler et al., "On combining classifiers", PAMI 1998, eq. 7; as a logarithmic opinion pool
-    Heskes, "Selecting weighting factors in logarithmic opinion pools", NIPS 1997.
-    """
-    share = (np.ones(len(p)) if weights is None else weights)[:, None] * knows
-    total: F64 = share.sum(axis=0)
-    if not (total > 0).any():
-        raise ValueError(f"no member that counts knows a class: {weights=}")
-    logs = np.einsum("enk,ek->nk", np.log(np.maximum(p, FLOOR)), share) / np.maximum(total, 1e-12)
-    fused: F32 = fusion.probabilities(logs[None].astype(np.float32), (total > 0)[None])[0]
-    return fused
-
-
-Rule = Callable[[F32, Bool, F32 | None], F32]
-RULES: dict[str, Rule] = {
-    "sum": fusion.fuse_sum,
-    "max": fusion.fuse_max,
-    "vote": fusion.fuse_vote,
-    "product": fuse_product,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,34 +119,11 @@ def tune_weights(
     return tried[metric.best_of(values)]
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
-    """One level of a committee: members by name, or groups of them. Every group has a name of its own.
-
-    Three levels: `Group("all", (Group("faces", (Group("grey", ("a", "b")), "c")), Group("lines", ("d",))))`.
-    """
-
-    name: str
-    parts: "tuple[Group | str, ...]"
-
-
-@dataclass(frozen=True, slots=True)
-class Committee:
-    """A hierarchy of members whose every group is fused by weights of its own, by the group's name."""
-
-    group: Group
-    weightings: dict[str, Weighting]
-
-    def fuse(self, members: Members) -> F32:
-        """Return `(N, K)` probabilities. Members are found by name; those of no group are ignored."""
-        return _answer(self.group, members, lambda group, _: self.weightings[group.name])[0]
-
-
-def fit_committee(group: Group, members: Members, targets: F32, metric: Metric = ACCURACY) -> Committee:
+def fit_committee(group: Group, members: Members, targets: F32, metric: Metric = ACCURACY) -> CommitteeFusion:
     """Return a committee with the weights of every group tuned, from the members upwards, by `tune_weights`.
 
     Args:
-        group: who is in it.
+        group: who is in it; its weights do not matter.
         members: on the tuning part.
         targets: `(N, K)` shares of votes.
         metric: what every q is chosen by.
@@ -170,33 +133,30 @@ def fit_committee(group: Group, members: Members, targets: F32, metric: Metric =
 
     Source: Kim et al., ICMI 2015 (see `tune_weights`), the hierarchical committee.
     """
-    weightings: dict[str, Weighting] = {}
+    seen: set[str] = set()
 
-    def tuned(group: Group, parts: Members) -> Weighting:
-        if group.name in weightings:
+    def tuned(group: Group) -> tuple[Group, F32, Bool]:
+        """Return the group with its weights, what it says, and the classes it knows."""
+        if group.name in seen:
             raise ValueError(f"two groups of the committee are called {group.name}")
-        weightings[group.name] = tune_weights(parts, targets, metric)
-        return weightings[group.name]
+        seen.add(group.name)
+        parts: list[Group | str] = []
+        said: list[tuple[F32, Bool]] = []
+        for part in group.parts:
+            if isinstance(part, str):
+                parts.append(part)
+                said.append(members.of(part))
+            else:
+                below, p, knows = tuned(part)
+                parts.append(below)
+                said.append((p, knows))
+        names = tuple(part if isinstance(part, str) else part.name for part in parts)
+        level = Members(names, np.stack([p for p, _ in said]), np.stack([knows for _, knows in said]))
+        weights = tune_weights(level, targets, metric).weights
+        whole = Group(name=group.name, parts=tuple(parts), weights=tuple(map(float, weights)))
+        return whole, *fuse_group(whole, members.of)
 
-    _answer(group, members, tuned)
-    return Committee(group, weightings)
-
-
-def _answer(
-    group: Group | str, members: Members, weigh: Callable[[Group, Members], Weighting]
-) -> tuple[F32, Bool]:
-    """Return the `(N, K)` probabilities of a group or member, and the `(K,)` classes it knows."""
-    if isinstance(group, str):
-        if group not in members.names:
-            raise ValueError(f"no member is called {group}; there are {', '.join(members.names)}")
-        index = members.names.index(group)
-        return members.p[index], members.knows[index]
-    answers = [_answer(part, members, weigh) for part in group.parts]
-    names = tuple(part if isinstance(part, str) else part.name for part in group.parts)
-    parts = Members(names, np.stack([p for p, _ in answers]), np.stack([knows for _, knows in answers]))
-    fused = fusion.fuse_sum(parts.p, parts.knows, weigh(group, parts).weights)
-    known: Bool = np.logical_or.reduce(parts.knows)
-    return fused, known
+    return CommitteeFusion(top=tuned(group)[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,25 +253,6 @@ def diversity(members: Members, targets: F32) -> list[Pair]:
             )
         )
     return pairs
-
-
-@dataclass(frozen=True, slots=True)
-class CascadeHead:
-    """A multinomial logistic classifier on the members' features side by side.
-
-    `weights` `(F, K)` and `bias` `(K,)` belong to the plain `fusion.cascade`: the members' weights
-    `gates` `(E,)` are already in them. They are B and C of an ONNX Gemm without transposition.
-    """
-
-    weights: F32
-    bias: F32
-    gates: F32
-
-    def probabilities(self, features: Sequence[F32]) -> F32:
-        """Return `(N, K)` for the members' `(N, D)` features, in the order they were fitted in."""
-        logits = fusion.cascade(features) @ self.weights + self.bias
-        p: F32 = fusion.probabilities(logits[None], np.ones((1, len(self.bias)), bool))[0]
-        return p
 
 
 def fit_cascade(

@@ -71,24 +71,3 @@ def halve_weights(data: bytes) -> bytes:
     model.graph.node.extend([*casts, *nodes])
     halved: bytes = model.SerializeToString()
     return halved
-
-
-def widen_weights(data: bytes) -> onnx.ModelProto:
-    """Return the graph of `halve_weights` with its weights in fp32, as every builder wants them.
-
-    Raises:
-        ModelError: no ONNX graph.
-    """
-    model = parse_onnx(data)
-    halves = {w.name: w for w in model.graph.initializer if w.data_type == TensorProto.FLOAT16}
-    nodes = []
-    for node in model.graph.node:
-        weights = halves.get(node.input[0]) if node.op_type == "Cast" else None
-        if weights is None:
-            nodes.append(node)
-            continue
-        values = numpy_helper.to_array(weights).astype(np.float32)
-        weights.CopyFrom(numpy_helper.from_array(values, node.output[0]))
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    return model

@@ -92,6 +92,6 @@ def test_a_stranger_seen_live_gets_a_name_by_order(video: Path, cache: Path) -> 
     assert enrolled["person"] == "Eileen Collins"
     assert seen.faces[0].identity.person == "unknown-1"
     assert known.faces[0].identity.person == "Eileen Collins"
-    assert status["release"]["id"] == known.release
+    assert status["release"]["running"] == known.release
     assert book.captured == book.published + sum(book.dropped.values())
     assert book.published > 0

@@ -21,7 +21,7 @@ def answer(**changes: Any) -> dict[str, Any]:
         "reason": "",
     }
     return {
-        "release": {"id": "abc"},
+        "release": {"running": "abc"},
         "engines": {"face-resnet": engine | changes},
         "upgrade": changes.get("upgrade", "none needed"),
         "cameras": {},

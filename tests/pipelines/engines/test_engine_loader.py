@@ -60,7 +60,7 @@ def assert_stands_in(loaded: Loaded, models: ModelStore, reason: str) -> None:
     assert info.is_fallback and reason in info.reason and "\n" not in info.reason
     assert (info.backend, info.precision, info.device) == (Backend.ONNXRUNTIME, Precision.FP32, "cpu")
     assert info.plan == ""
-    assert loaded.digest == hashlib.sha256(onnx_path.read_bytes()).hexdigest()
+    assert loaded.onnx_sha256 == hashlib.sha256(onnx_path.read_bytes()).hexdigest()
     assert np.array_equal(answers(loaded.engine), answers(OrtEngine(onnx_path)))
 
 
@@ -132,7 +132,7 @@ def test_once_built_the_plan_runs_and_is_the_current_one(config: EngineConfig, m
     info = loaded.info
     assert (info.plan, info.is_fallback, info.reason) == (plan.folder.name, False, "")
     assert (info.backend.value, info.precision, info.device) == (config.backend, Precision.FP16, "cpu")
-    assert loaded.digest == plan.record.sha256
+    assert loaded.onnx_sha256 == plan.record.key.onnx_sha256
     assert loader.plans.pins(NETWORK) == {"current": plan.folder.name}
     reference = OrtEngine(models.ensure(NETWORK))
     report = compare(

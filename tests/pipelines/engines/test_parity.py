@@ -157,6 +157,7 @@ def test_an_engine_agrees_with_itself(face_resnet: OrtEngine) -> None:
     assert [(o.name, o.max_abs, o.l2_max, o.top1) for o in report.outputs] == [
         ("embedding", 0.0, 0.0, 1.0),
         ("logits", 0.0, 0.0, 1.0),
+        ("hidden", 0.0, 0.0, 1.0),
     ]
 
 

@@ -7,7 +7,8 @@ from visaged.pipelines.errors import ModelError
 from visaged.pipelines.registry import ChipRecipe, Colour
 
 torch = pytest.importorskip("torch", reason="torch is not installed (extra `learn`)")
-from visaged.pipelines.learning.exporter import export, halve_weights, widen_weights  # noqa: E402
+from visaged.pipelines.importers.halved import widen_weights  # noqa: E402
+from visaged.pipelines.learning.exporter import export, halve_weights  # noqa: E402
 from visaged.pipelines.learning.networks import Network, NetworkConfig, build_network  # noqa: E402
 from visaged.pipelines.learning.normalisation import (  # noqa: E402
     Normalisation,
