@@ -21,7 +21,8 @@ from .identity.identity import Identifier, IdentityConfig
 from .inference import InferencePipeline
 from .mmod_detector import MmodDetector
 from .model_store import ModelStore, ModelsWith
-from .release import Release, factory_release
+from .promotion import FACTORY, serving_release
+from .release import LoadedRelease, factory_release
 from .release_store import ReleaseStore, StoredRelease
 from .tracker import TrackerConfig
 
@@ -47,26 +48,28 @@ class StageConfigs(Struct, frozen=True, kw_only=True):
 class Stages:
     """The loaded networks and the gallery. Owned by the thread that assembled them.
 
-    `ensemble` changes when another takes over; the rest stays.
+    `serving` changes when another release or other engines take over; the rest stays.
     """
 
     detector: DlibDetector
     cropper: AnyCropper
-    ensemble: Ensemble
-    fuser: Fuser
-    release: Release
+    serving: LoadedRelease
     gallery: Gallery
     identifier: Identifier
     loader: EngineLoader
     configs: StageConfigs
+
+    @property
+    def ensemble(self) -> Ensemble:
+        """The networks of the serving release."""
+        return self.serving.ensemble
 
     def pipeline(self) -> InferencePipeline:
         """Return the hot path over these stages."""
         return InferencePipeline(
             self.detector,
             self.cropper,
-            self.ensemble,
-            self.fuser,
+            self.serving,
             self.identifier,
             (self.configs.detector, self.configs.tracker, self.configs.ensemble),
         )
@@ -77,7 +80,7 @@ class Stages:
 
     def close(self) -> None:
         """Free the engines and close the gallery."""
-        self.ensemble.close()
+        self.serving.close()
         self.detector.close()
         self.gallery.close()
 
@@ -111,14 +114,25 @@ def assemble(
     loader = EngineLoader(configs.engine, models, max_batch=configs.ensemble.max_batch)
     if may_wait:
         loader.build_missing(configs.networks)
-    ensemble = build_ensemble(configs.ensemble, loader)
+    serving = load_release(configs.ensemble, loader, stored)
     detector = build_detector(configs.detector, models, lambda: _mmod(loader, cache))
     gallery = Gallery(state)
-    identifier = Identifier(gallery, ensemble.embedding_space, configs.identity)
-    release = stored.release if stored else factory_release(ensemble, configs.ensemble.fusion)
-    fuser = Fuser(release.fusion, stored.heads() if stored else {})
+    identifier = Identifier(gallery, serving.ensemble.embedding_space, configs.identity)
     cropper = _cropper(loader, cache)
-    return Stages(detector, cropper, ensemble, fuser, release, gallery, identifier, loader, configs)
+    return Stages(detector, cropper, serving, gallery, identifier, loader, configs)
+
+
+def load_release(config: EnsembleConfig, loader: EngineLoader, stored: StoredRelease | None) -> LoadedRelease:
+    """Load and warm a release, as `choose_release` gave it; None: the one that `config` makes.
+
+    Raises:
+        ModelError, ConfigError: as `build_ensemble`.
+        ReleaseError: it is damaged.
+    """
+    heads = stored.heads() if stored else {}
+    ensemble = build_ensemble(config, loader)
+    release = stored.release if stored else factory_release(ensemble, config.fusion)
+    return LoadedRelease(release, ensemble, Fuser(release.fusion, heads))
 
 
 def choose_release(
@@ -126,14 +140,20 @@ def choose_release(
 ) -> tuple[StageConfigs, ModelStore, StoredRelease | None]:
     """Return the configurations with the members of the release to serve, its networks, and the release.
 
+    That is the one that is configured; else the active one; None for the factory's.
+
     Raises:
         ConfigError: no release is configured, and the members are no networks of the registry.
         ReleaseError: the release is missing or damaged.
     """
-    if not configs.ensemble.release:
+    name = configs.ensemble.release
+    if name in ("", FACTORY):
+        stored = None if name else serving_release(state)
+    else:
+        stored = ReleaseStore(state).get(name)
+    if stored is None:
         check_members(configs.ensemble)
         return configs, models, None
-    stored = ReleaseStore(state).get(configs.ensemble.release)
     networks = stored.networks()
     ensemble = msgspec.structs.replace(configs.ensemble, members=tuple(networks))
     return msgspec.structs.replace(configs, ensemble=ensemble), ModelsWith(models, networks), stored

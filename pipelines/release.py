@@ -1,13 +1,15 @@
 """A release: the whole ensemble under one name that follows from its content, carried by every message."""
 
 import hashlib
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from .ensemble import Ensemble, Rule
-from .fuser import DecisionFusion, Fusion
+from .fuser import DecisionFusion, Fuser, Fusion
 from .registry import Network
 
 
@@ -58,3 +60,21 @@ def running_name(release: Release, ensemble: Ensemble) -> str:
     """
     plans = [(m.info.backend.value, m.info.precision.value, m.info.plan) for m in ensemble.members]
     return f"{release.id}.{hashlib.sha256(msgspec.json.encode(plans)).hexdigest()[:6]}"
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedRelease:
+    """A release that is loaded: what answers, as a whole. Owned as its ensemble is."""
+
+    release: Release
+    ensemble: Ensemble
+    fuser: Fuser
+
+    @cached_property
+    def name(self) -> str:
+        """Its name in messages."""
+        return running_name(self.release, self.ensemble)
+
+    def close(self) -> None:
+        """Free the engines."""
+        self.ensemble.close()

@@ -52,8 +52,17 @@ class OrtEngine:
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     def infer(self, inputs: Inputs) -> Mapping[str, F32]:
-        """Return every named output for `inputs`."""
-        values = self._session.run(self._outputs, {self._input: np.ascontiguousarray(inputs, np.float32)})
+        """Return every named output for `inputs`.
+
+        Raises:
+            ModelError: ONNX Runtime failed; its reason is in the sentence.
+        """
+        try:
+            values = self._session.run(self._outputs, {self._input: np.ascontiguousarray(inputs, np.float32)})
+        except Exception as error:  # onnxruntime has one exception class per status and no common base
+            raise ModelError(
+                f"ONNX Runtime cannot run {inputs.shape}: {str(error).splitlines()[0]}"
+            ) from error
         return dict(zip(self._outputs, values, strict=True))
 
     def close(self) -> None:

@@ -69,10 +69,12 @@ def test_a_release_is_made_measured_and_served(
     configs = StageConfigs(ensemble=EnsembleConfig(release=release[:6]))
     with assemble(configs, state=tmp_path / "state", cache=cache) as stages:
         outputs = stages.ensemble.infer({r: blank_chips(r, 2) for r in stages.ensemble.recipes})
-        fused, _ = stages.fuser.fuse(outputs)
+        fused, _ = stages.serving.fuser.fuse(outputs)
 
     assert release in listed and "first try" in listed
-    assert shown["id"] == release == stages.release.id and isinstance(stages.release.fusion, kind)
+    assert shown["id"] == release == stages.serving.release.id and isinstance(
+        stages.serving.release.fusion, kind
+    )
     assert "24 faces of 24 groups" in report and "fused" in report and "diversity" in report
     written = msgspec.json.decode((tmp_path / "out" / "report.json").read_bytes())
     assert written["release"]["id"] == release and np.sum(written["confusion"]) == 24
