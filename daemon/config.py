@@ -13,6 +13,7 @@ from ..pipelines.ensemble import EnsembleConfig, check_members
 from ..pipelines.errors import ConfigError
 from ..pipelines.identity.identity import IdentityConfig
 from ..pipelines.tracker import TrackerConfig
+from ..pipelines.trial import PromotionConfig
 from . import toml_file
 from .outline import Outline, check_names
 from .publisher import PublisherConfig, check_endpoint
@@ -33,6 +34,8 @@ class Config(Outline, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a face is given a name."""
     publisher: PublisherConfig = PublisherConfig()
     """Where results go."""
+    promotion: PromotionConfig = PromotionConfig()
+    """How new releases are tried."""
 
     @property
     def stages(self) -> StageConfigs:

@@ -7,7 +7,7 @@ A request is one MessagePack map with its `op`; the answer is `done` with what w
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
@@ -36,8 +36,22 @@ class EnrolTrack(Struct, frozen=True, kw_only=True, tag="enrol_track", tag_field
     name: Annotated[str, Meta(min_length=1, max_length=100)]
 
 
-Order = Ping | Status | EnrolTrack
-OPS = ("ping", "status", "enrol_track")
+class Promote(Struct, frozen=True, kw_only=True, tag="promote", tag_field="op"):
+    """Bring a release into service, stage by stage, without those in `skip`."""
+
+    release: Annotated[str, Meta(min_length=1, max_length=64)]
+    skip: tuple[Literal["gates", "shadow", "canary"], ...] = ()
+    why: Annotated[str, Meta(max_length=200)] = ""
+
+
+class RollBack(Struct, frozen=True, kw_only=True, tag="roll_back", tag_field="op"):
+    """Take back the release on trial; none is: the one that serves."""
+
+    why: Annotated[str, Meta(max_length=200)] = ""
+
+
+Order = Ping | Status | EnrolTrack | Promote | RollBack
+OPS = ("ping", "status", "enrol_track", "promote", "roll_back")
 
 
 class Done(Struct, frozen=True, kw_only=True, tag="done", tag_field="answer"):
@@ -52,7 +66,7 @@ class Refused(Struct, frozen=True, kw_only=True, tag="refused", tag_field="answe
     sentence: str
 
 
-OrderKind = TypeVar("OrderKind", Ping, Status, EnrolTrack)
+OrderKind = TypeVar("OrderKind", Ping, Status, EnrolTrack, Promote, RollBack)
 Handler = Callable[[Any], dict[str, Any]]
 
 _encoder = msgspec.msgpack.Encoder()

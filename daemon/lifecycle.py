@@ -7,7 +7,7 @@ it needs:
 
     capture.run_capture(outline: Outline, camera: CameraConfig, metrics: CaptureMetrics, stop: Event) -> int
     infer.run_infer(config: Config, metrics: InferMetrics, stop: Event, build: Sequence[str]) -> int
-    builder.run_build(config: Config, stop: Event) -> int
+    builder.run_build(config: Config, stop: Event, release: str) -> int
     supervisor.run_supervisor(outline: Outline, file: Path, metrics: SupervisorMetrics, stop: Event) -> int
 
 They return the exit code, soon (within process_table.STOP_S) after `stop` is set, or by themselves when
@@ -50,6 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("name", help="infer, capture@CAMERA, supervisor or build")
     parser.add_argument("--config", type=Path, required=True, help="the TOML file")
     parser.add_argument("--parent", type=int, default=0, help="end when this process does")
+    parser.add_argument("--release", default="", help="for build: a release that does not serve yet")
     options = parser.parse_args(arguments)
 
     name_process(f"visaged-{options.name}")
@@ -60,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
         outline = load_outline(options.config)
         logs.configure(options.name, outline.logging)
         with stop_event() as stop:
-            return run(options.name, outline, options.config, stop)
+            return run(options.name, outline, options.config, stop, options.release)
     except VisagedError as error:
         log.error("%s", error)
         log.debug("where it came from", exc_info=True)
@@ -71,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
 
 
-def run(name: str, outline: Outline, file: Path, stop: threading.Event) -> int:
+def run(name: str, outline: Outline, file: Path, stop: threading.Event, release: str = "") -> int:
     """Run process `name` until it is done or `stop` is set; return its exit code."""
     prepare_folder(outline.paths.runtime, "runtime")
     if name == "supervisor":
@@ -85,7 +86,7 @@ def run(name: str, outline: Outline, file: Path, stop: threading.Event) -> int:
         from .builder import run_build
         from .config import load_config
 
-        return run_build(load_config(file), stop)
+        return run_build(load_config(file), stop, release)
 
     process = find_process(name, outline, file)
     os.nice(process.row.nice)

@@ -236,6 +236,28 @@ class InferMetrics(Metrics):
         self.swaps = prometheus.Counter(
             "visaged_swaps_total", "Times another ensemble took over between two batches.", registry=registry
         )
+        self.promotion_stage = prometheus.Gauge(
+            "visaged_promotion_stage",
+            "1 for the stage that a release is in: shadow, canary or probation.",
+            ["stage"],
+            registry=registry,
+        )
+        self.trial_faces = prometheus.Counter(
+            "visaged_trial_faces_total", "Faces shown to two releases to compare them.", registry=registry
+        )
+        self.trial_agreement = prometheus.Gauge(
+            "visaged_trial_agreement",
+            "Share of these of which both say the same emotion, in this stage.",
+            registry=registry,
+        )
+        self.rollbacks = prometheus.Counter(
+            "visaged_rollbacks_total", "Releases rolled back, by reason.", ["reason"], registry=registry
+        )
+        self.release_refused = prometheus.Gauge(
+            "visaged_release_refused",
+            "1 while the active release is damaged on disk and another one serves.",
+            registry=registry,
+        )
         self.faces = prometheus.Counter(
             "visaged_faces_total", "Faces published.", ["camera"], registry=registry
         )

@@ -11,7 +11,11 @@ from msgspec import Struct
 from .cropper import AnyCropper, Cropper
 from .detector import DetectorConfig, DlibDetector, build_detector
 from .engines.engine import EngineConfig
-from .engines.engine_loader import EngineLoader
+from .engines.engine_loader import LOADING_FACTOR, EngineLoader
+from .engines.hardware import check_head_room, free_memory_bytes
+from .engines.ort_engine import OrtEngine
+from .engines.parity import ParityReport, compare
+from .engines.parity_inputs import parity_inputs
 from .ensemble import Ensemble, EnsembleConfig, build_ensemble, check_members
 from .errors import ModelError
 from .face_reader import PhotoReader
@@ -21,8 +25,9 @@ from .identity.identity import Identifier, IdentityConfig
 from .inference import InferencePipeline
 from .mmod_detector import MmodDetector
 from .model_store import ModelStore, ModelsWith
-from .promotion import FACTORY, serving_release
-from .release import LoadedRelease, factory_release
+from .promotion import serving_release
+from .registry import tolerances
+from .release import FACTORY, LoadedRelease, factory_release
 from .release_store import ReleaseStore, StoredRelease
 from .tracker import TrackerConfig
 
@@ -132,7 +137,59 @@ def load_release(config: EnsembleConfig, loader: EngineLoader, stored: StoredRel
     heads = stored.heads() if stored else {}
     ensemble = build_ensemble(config, loader)
     release = stored.release if stored else factory_release(ensemble, config.fusion)
-    return LoadedRelease(release, ensemble, Fuser(release.fusion, heads))
+    key = release.id if stored else FACTORY
+    return LoadedRelease(key, release, ensemble, Fuser(release.fusion, heads))
+
+
+def missing_plans(configs: StageConfigs, state: Path, models: ModelStore) -> list[str]:
+    """Return the members of the release that `configs` name which have no plan for this machine.
+
+    Raises:
+        ModelError, ConfigError, ReleaseError: as `load_beside`.
+    """
+    configs, models, _ = choose_release(configs, state, models)
+    loader = EngineLoader(configs.engine, models, max_batch=configs.ensemble.max_batch)
+    return [name for name in configs.ensemble.members if loader.is_plan_missing(name)]
+
+
+def load_beside(configs: StageConfigs, state: Path, models: ModelStore) -> LoadedRelease:
+    """Load and warm the release that `configs` name, beside the one that serves, and try its plans.
+
+    Raises:
+        ModelError: there is no room for it, or an engine answers otherwise than its network.
+        ConfigError, ReleaseError: as `choose_release`.
+    """
+    configs, models, stored = choose_release(configs, state, models)
+    loader = EngineLoader(configs.engine, models, max_batch=configs.ensemble.max_batch)
+    paths = [models.ensure(name) for name in configs.ensemble.members]
+    need = LOADING_FACTOR * sum(path.stat().st_size for path in paths)
+    check_head_room(need, free_memory_bytes(), f"release {configs.ensemble.release}", "memory")
+    loaded = load_release(configs.ensemble, loader, stored)
+    try:
+        for name, report in parity_of(loaded.ensemble, models).items():
+            if not report.is_within:
+                raise ModelError(f"release {loaded.name}: the engine of {name} is no {name}: {report}")
+    except ModelError:
+        loaded.close()
+        raise
+    return loaded
+
+
+def parity_of(ensemble: Ensemble, models: ModelStore) -> dict[str, ParityReport]:
+    """Return how far every member's plan is from its network in fp32, over the face that is shipped.
+
+    A member that runs from its ONNX file has no plan that could be wrong.
+    """
+    reports = {}
+    for member in (member for member in ensemble.members if member.info.plan):
+        reference = OrtEngine(models.ensure(member.network.name))
+        try:
+            allowed = tolerances(member.network, member.info.precision)
+            inputs = parity_inputs(member.network)
+            reports[member.network.name] = compare(member.engine, reference, inputs, allowed)
+        finally:
+            reference.close()
+    return reports
 
 
 def choose_release(

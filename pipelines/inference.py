@@ -131,6 +131,11 @@ class InferencePipeline:
         before, self.serving = self.serving, loaded
         return before
 
+    def forget_answers(self, release: str) -> None:
+        """Publish no more what this release, by its name in messages, said about faces."""
+        for view in self._views.values():
+            view.analyses = {t: a for t, a in view.analyses.items() if a.release != release}
+
     def add_camera(self, camera: str, *, identify: bool = True, feel: bool = True) -> None:
         """Begin with `camera`; `identify` and `feel` are its switches for identity and emotion."""
         self._views[camera] = View(Tracker(self._tracker_config), identify, feel)
@@ -295,7 +300,7 @@ class InferencePipeline:
         seen = [(work.frame.rgb, np.stack([track.landmarks for track in work.due])) for work in works]
         outputs, probabilities, disagreement = self.ask(loaded, seen, stages_ms)
         if must_be_finite:
-            check_finite(loaded, probabilities, outputs.embeddings)
+            check_finite(loaded, probabilities, outputs.logits, outputs.embeddings)
         start = time.perf_counter()
         first = 0
         for work, (rgb, marks) in zip(works, seen, strict=True):

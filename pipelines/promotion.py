@@ -19,6 +19,7 @@ from msgspec import Struct
 
 from .cache_files import locked, sync_folder, write_atomically
 from .errors import ModelError, ReleaseError
+from .release import FACTORY
 from .release_store import ReleaseStore, StoredRelease
 
 log = logging.getLogger(__name__)
@@ -28,11 +29,8 @@ State = Literal[
 ]
 Event = Literal[
     "pass", "refuse", "waive", "shadow", "canary", "stop", "promote", "commit",
-    "roll back", "pardon", "bless",
+    "restart", "roll back", "pardon", "bless",
 ]  # fmt: skip
-
-FACTORY = "factory"
-"""Name of the release that is configured, not kept: its networks are those of the registry."""
 
 TRANSITIONS: dict[tuple[State, Event], State] = {
     ("candidate", "pass"): "passed",
@@ -53,6 +51,7 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     ("canary", "stop"): "passed",
     ("canary", "roll back"): "rolled back",
     ("probation", "commit"): "active",
+    ("probation", "restart"): "probation",
     ("probation", "roll back"): "rolled back",
     ("probation", "bless"): "probation",
     ("active", "roll back"): "rolled back",
@@ -64,6 +63,7 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     ("rolled back", "pardon"): "candidate",
 }
 ON_TRIAL: tuple[State, ...] = ("shadow", "canary")
+MAX_RESTARTS, RESTARTS_S = 2, 300.0  # of the process that serves a release on probation
 REMEMBERED = 1000  # entries of the history; the oldest go first
 
 
@@ -149,6 +149,12 @@ def step(journal: Journal, release: str, event: Event, at: float, why: str = "")
     return msgspec.structs.replace(journal, states=states, history=history, **pointers)
 
 
+def keeps_dying(journal: Journal, at: float) -> bool:
+    """Return whether the active release has been started again too often before `at`."""
+    starts = [e.at for e in journal.history if (e.release, e.event) == (journal.active, "restart")]
+    return sum(at - start < RESTARTS_S for start in starts) >= MAX_RESTARTS
+
+
 def _advice(journal: Journal, release: str, event: Event) -> str:
     match journal.state_of(release):
         case "candidate":
@@ -193,6 +199,14 @@ class PromotionJournal:
             write_atomically(self._path, msgspec.json.format(msgspec.json.encode(journal)))
             sync_folder(self._path.parent)
         return journal
+
+    def check(self, release: str, event: Event) -> None:
+        """Refuse what cannot happen.
+
+        Raises:
+            ReleaseError: as `write`; nothing is written.
+        """
+        step(self.read(), release, event, 0.0)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

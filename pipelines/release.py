@@ -12,6 +12,9 @@ from .ensemble import Ensemble, Rule
 from .fuser import DecisionFusion, Fuser, Fusion
 from .registry import Network
 
+FACTORY = "factory"
+"""Name of the release that is configured, not kept: its networks are those of the registry."""
+
 
 class ReleaseMember(Struct, frozen=True, kw_only=True):
     """One network of a release, with the SHA-256 of its ONNX file and of its INT8 ranges, "" for none."""
@@ -64,8 +67,12 @@ def running_name(release: Release, ensemble: Ensemble) -> str:
 
 @dataclass(frozen=True, eq=False)
 class LoadedRelease:
-    """A release that is loaded: what answers, as a whole. Owned as its ensemble is."""
+    """A release that is loaded: what answers, as a whole. Owned as its ensemble is.
 
+    `key` is its name in the journal: its id, or `FACTORY`.
+    """
+
+    key: str
     release: Release
     ensemble: Ensemble
     fuser: Fuser

@@ -44,8 +44,26 @@ def lines_of(answer: dict[str, Any]) -> list[str]:
         if engine["is_fallback"]:
             line += f"  [yellow]stands in: {engine['reason']}[/yellow]"
         lines.append(line)
+    lines += promotion_lines(answer.get("promotion", {}))
     if answer["upgrade"] not in ("none needed", "done"):
         lines.append(f"  plans: {answer['upgrade']}")
+    return lines
+
+
+def promotion_lines(promotion: dict[str, Any]) -> list[str]:
+    """Return what is going on with releases, a line each; none when nothing is."""
+    lines = []
+    if trial := promotion.get("trial"):
+        line = f"  {trial['release']} is in {trial['stage']}"
+        line += f", answers for {trial['share']:.0%} of the tracks" if trial["stage"] == "canary" else ""
+        line += f"; {trial['faces']} faces of {trial['tracks']} tracks compared"
+        if trial["faces"]:
+            line += f", {trial['agreement']:.0%} agree, PSI {trial['psi']:.2f}"
+        lines.append(line)
+    if promotion.get("loading"):
+        lines.append(f"  loading {promotion['loading']}")
+    if promotion.get("failure"):
+        lines.append(f"  [yellow]releases: {promotion['failure']}[/yellow]")
     return lines
 
 

@@ -17,7 +17,6 @@ from visaged.pipelines.errors import ReleaseError
 from visaged.pipelines.fuser import DecisionFusion
 from visaged.pipelines.model_store import ModelStore, NetworkFiles
 from visaged.pipelines.promotion import (
-    FACTORY,
     ON_TRIAL,
     Event,
     Journal,
@@ -26,7 +25,7 @@ from visaged.pipelines.promotion import (
     step,
 )
 from visaged.pipelines.registry import FACE_RESNET
-from visaged.pipelines.release import Release
+from visaged.pipelines.release import FACTORY, Release
 from visaged.pipelines.release_store import About, ReleaseStore, StoredRelease, member_of
 
 SPAWN = multiprocessing.get_context("spawn")
