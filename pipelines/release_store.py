@@ -2,6 +2,7 @@
 
     <state>/releases/<id>/release.json   the Release, which its id follows from
                          about.json      where it is from
+                         gates.json      what it was measured by, if it was
     <state>/releases/files/<sha256>      networks, INT8 ranges and classifiers
 
 Safe to use from several processes: a folder appears and goes by one rename, after its files are there.

@@ -3,6 +3,7 @@
 Shape letters: n faces, K classes.
 """
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from .canary import Look, check_finite
+from .errors import ModelError
 from .inference import InferencePipeline
 from .release import LoadedRelease
+
+log = logging.getLogger(__name__)
 
 F32 = npt.NDArray[np.float32]
 
@@ -38,10 +42,10 @@ class SideBySide:
         self._n_seen = self._n_compared = 0
 
     def compare(self, looks: Sequence[Look], ours: LoadedRelease, theirs: LoadedRelease) -> Comparison | None:
-        """Return what both say about the faces whose turn it is; None: it is nobody's.
+        """Return what both say about the faces whose turn it is; None: nobody's, or `theirs` failed.
 
         Raises:
-            ModelError: an engine of one of them failed, or said what is no number.
+            ModelError: an engine of `ours` failed, or said what is no number.
         """
         chosen = [(look, rows) for look in looks if (rows := self._rows_of(look))]
         if not chosen:
@@ -49,10 +53,13 @@ class SideBySide:
         seen = [(look.rgb, look.landmarks[rows]) for look, rows in chosen]
         faces = [(look.camera, look.tracks[row]) for look, rows in chosen for row in rows]
         self._n_compared += 1
-        if self._n_compared % 2:  # nobody is always the first
-            (p, p_s), (q, q_s) = self._ask(ours, seen), self._ask(theirs, seen)
-        else:
-            (q, q_s), (p, p_s) = self._ask(theirs, seen), self._ask(ours, seen)
+        first = self._ask(ours, seen) if self._n_compared % 2 else None  # nobody is always the first
+        try:
+            q, q_s = self._ask(theirs, seen)
+        except ModelError as error:
+            log.warning("could not compare: %s", error)
+            return None
+        p, p_s = first or self._ask(ours, seen)
         return Comparison(faces, p, q, p_s, q_s)
 
     def _rows_of(self, look: Look) -> list[int]:

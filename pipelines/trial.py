@@ -39,6 +39,8 @@ N_RESAMPLES = 300
 class PromotionConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a new release is tried, and when it is rolled back by itself."""
 
+    gate_slowdown: Annotated[float, Meta(gt=0)] = 1.05
+    """Gate: the 95th percentile of its time may be this times that of the release that serves."""
     compared_share: Share = 0.1
     """Share of the analysed faces that are shown to both releases while one is on trial."""
     shadow_tracks: Annotated[int, Meta(ge=1)] = 500

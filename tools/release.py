@@ -27,13 +27,15 @@ from ..pipelines.release import Release
 from ..pipelines.release_store import About, ReleaseStore, member_of
 from .evaluate import FUSED, ask, comparison, load
 from .promote import bless, pardon, promote, rollback
+from .release_gates import gates
+from .release_show import show
 
 ConfigOption = Annotated[Path | None, typer.Option(help="The TOML file.")]
 
 app = typer.Typer(
     no_args_is_help=True, help="Put networks together into releases; try, promote, roll back, list, remove."
 )
-for command in (promote, rollback, bless, pardon):
+for command in (gates, show, promote, rollback, bless, pardon):
     app.command()(command)
 
 
@@ -111,19 +113,6 @@ def list_releases(config: ConfigOption = None) -> None:
         state = journal.state_of(stored.release.id) + blessed
         table.add_row(stored.release.id, state, made, names, str(stored.release.fusion), stored.about.note)
     console.print(table if table.row_count else "no releases; `visaged release make` makes one")
-
-
-@app.command()
-def show(
-    release: Annotated[str, typer.Argument(help="First digits of its id.")], config: ConfigOption = None
-) -> None:
-    """Show everything about a release: members, licences, fusion, where it is from."""
-    settings = find_config(config)
-    stored = ReleaseStore(settings.paths.state).get(release)
-    stored.networks()
-    console = Console()
-    content = {**stored.release.describe(), "about": stored.about, "folder": str(stored.folder)}
-    console.print_json(msgspec.json.encode(content).decode())
 
 
 @app.command()
