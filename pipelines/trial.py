@@ -33,7 +33,7 @@ Decision = Literal["go on", "next", "roll back"]
 Share = Annotated[float, Meta(gt=0.0, le=1.0)]
 
 SURE_P = 0.01  # of being so unlucky by chance
-N_RESAMPLES = 300
+N_RESAMPLES, LEAST_PAIRS = 300, 30
 
 
 class PromotionConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -98,6 +98,7 @@ class Trial:
         self.ours, self.theirs = Exposure(set()), Exposure(set())
         self._failure = ""
         self._step = 0
+        self._took: deque[tuple[float, float, float]] = deque()  # goes on while a canary grows
         self._begin(now_s)
 
     @property
@@ -115,6 +116,7 @@ class Trial:
     def enter(self, stage: Stage, now_s: float) -> None:
         """Begin with the next stage; what people corrected so far is kept to compare with."""
         self.stage, self._step = stage, 0
+        self._took.clear()
         self._begin(now_s)
 
     def grow(self, now_s: float) -> bool:
@@ -155,9 +157,8 @@ class Trial:
         """Return whether to go on, to go to the next stage, or to roll back."""
         if self._failure:
             return Verdict("roll back", "fault", self._failure)
-        for verdict in (self._of_corrections(), self._of_answers(), self._of_latency()):
-            if verdict is not None:
-                return verdict
+        if bad := self._of_corrections() or self._of_answers() or self._of_latency():
+            return bad
         return Verdict("next") if self._is_over(now_s - self._since_s) else GO_ON
 
     def report(self) -> dict[str, Any]:
@@ -181,7 +182,6 @@ class Trial:
         self._tracks: set[tuple[str, int]] = set()
         self._counts: I64 = np.zeros((2, len(EMOTIONS)), np.int64)
         self._confidence: F64 = np.zeros(2)
-        self._took: deque[tuple[float, float, float]] = deque()
 
     @property
     def _shift(self) -> float:
@@ -217,17 +217,17 @@ class Trial:
         return None
 
     def _of_latency(self) -> Verdict | None:
-        """Say that it is slower, when that is no chance: the lower end of a paired bootstrap is above 1."""
+        """Say that it is slower than allowed, when the lower end of a paired bootstrap is."""
         limit = self._config.max_slowdown
-        if len(self._took) < min(self._config.least_faces, 30):
+        if len(self._took) < LEAST_PAIRS:
             return None
         ours, theirs = self._p95()
         if ours <= limit * theirs:
             return None
         pairs = np.array(self._took)[:, 1:]
         rows = np.random.default_rng(0).integers(0, len(pairs), (N_RESAMPLES, len(pairs)))
-        ratios = np.divide(*np.moveaxis(np.quantile(pairs[rows], 0.95, axis=1), -1, 0))
-        if float(np.quantile(ratios, 0.05)) <= 1.0:
+        p95 = np.quantile(pairs[rows], 0.95, axis=1)
+        if float(np.quantile(p95[:, 0] / p95[:, 1], 0.05)) <= limit:
             return None
         return _bad("latency", f"its 95th percentile is {ours / theirs:.2f} times the other's", limit)
 

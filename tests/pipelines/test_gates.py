@@ -151,8 +151,8 @@ PLANTED: list[tuple[Callable[[], Facts], Callable[[Facts], list[GateResult]], st
 def test_each_gate_stops_what_it_is_for(
     plant: Callable[[], Facts], gate: Callable[[Facts], list[GateResult]], name: str
 ) -> None:
+    assert gate in GATES
     assert name in [result.name for result in gate(plant()) if not result.passed]
-    assert gate in GATES and name in failed(plant())
 
 
 def test_every_gate_has_a_planted_fault() -> None:
