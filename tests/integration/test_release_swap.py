@@ -12,10 +12,11 @@ import numpy.typing as npt
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from typer.testing import CliRunner
 from visaged.daemon.camera import CameraConfig
 from visaged.daemon.client import Subscriber
 from visaged.daemon.control import ControlClient, Promote, RollBack, Status
-from visaged.pipelines.errors import VisagedError
+from visaged.pipelines.errors import ReleaseError, VisagedError
 from visaged.pipelines.fuser import DecisionFusion
 from visaged.pipelines.message import EMOTIONS, FaceFrame
 from visaged.pipelines.model_store import NetworkFiles
@@ -23,6 +24,7 @@ from visaged.pipelines.promotion import Event, PromotionJournal
 from visaged.pipelines.registry import FACE_RESNET
 from visaged.pipelines.release import Release
 from visaged.pipelines.release_store import About, ReleaseStore, member_of
+from visaged.tools.cli import build_app
 from visaged.tools.temporary_daemon import TemporaryDaemon
 
 F32 = npt.NDArray[np.float32]
@@ -137,6 +139,16 @@ class Stage:
         self.subscriber.close()
 
 
+def visaged(stage: Stage, *words: str) -> str:
+    """Run `visaged release`; return what it prints, in one line."""
+    done = CliRunner().invoke(
+        build_app("release"), ["release", *words, "--config", str(stage.daemon.config_file)]
+    )
+    if done.exception is not None:
+        raise done.exception
+    return " ".join(done.output.split())
+
+
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory, cache: Path, astronaut: U8) -> Iterator[Stage]:
     photo = tmp_path_factory.mktemp("photo") / "astronaut.png"
@@ -182,6 +194,25 @@ def test_a_rollback_takes_effect_in_the_next_batch_and_the_release_is_in_quarant
     assert journal.history[-1].why == "too calm"
     with pytest.raises(VisagedError, match="quarantine"):
         stage.promote(calm)
+
+
+def test_the_commands_promote_go_back_bless_and_pardon(stage: Stage) -> None:
+    calm = keep(stage.state, small_network(stage.daemon.folder, "calm", SAYS_HAPPY, bias=2.5))
+    journal = PromotionJournal(stage.state)
+
+    promoted = visaged(stage, "promote", calm[:8], "--skip-gates", "--skip-shadow", "--skip-canary")
+    now = stage.status()
+    gone_back = visaged(stage, "rollback", "--why", "too calm")
+    pardoned = visaged(stage, "pardon", calm)
+    visaged(stage, "bless", stage.first)
+
+    assert f"release {calm} serves, on probation" in promoted
+    assert now["promotion"]["active"] == now["promotion"]["trial"]["release"] == calm
+    assert f"rolled back release {calm}; serving release {stage.first}." in gone_back
+    assert "candidate again" in pardoned and journal.read().state_of(calm) == "candidate"
+    assert journal.read().blessed == stage.first
+    with pytest.raises(ReleaseError, match="may have to serve"):
+        visaged(stage, "remove", stage.first)
 
 
 def test_a_network_that_says_no_numbers_is_rolled_back_and_nobody_sees_them(stage: Stage) -> None:
