@@ -6,6 +6,7 @@ infer starts it (`engine_upgrade.py`) and takes the plans over when it has ended
 import logging
 import os
 import threading
+from pathlib import Path
 
 from ..pipelines.assembly import choose_release
 from ..pipelines.engines.engine_loader import EngineLoader
@@ -15,6 +16,7 @@ from .config import Config
 log = logging.getLogger(__name__)
 
 NICENESS = 19  # whatever serves comes first
+OOM_SCORE_ADJ = 500  # -1000 to 1000; and if memory runs out, whatever serves goes last
 
 
 def run_build(config: Config, stop: threading.Event) -> int:
@@ -26,6 +28,7 @@ def run_build(config: Config, stop: threading.Event) -> int:
         ReleaseError: the release that is configured is missing or damaged.
     """
     os.nice(NICENESS)
+    Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE_ADJ))
     imported = ModelStore(config.paths.cache, config.paths.wheels)
     configs, models, _ = choose_release(config.stages, config.paths.state, imported)
     loader = EngineLoader(config.engine, models, max_batch=config.ensemble.max_batch)

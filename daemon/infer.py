@@ -21,8 +21,10 @@ from ..pipelines.release import running_name
 from .config import Config
 from .control import Control, EnrolTrack, Status
 from .engine_upgrade import EngineUpgrade, retire
+from .heartbeat import Heartbeat
 from .intake import Ended, Intake, Taken
 from .metrics import InferMetrics
+from .notify import Notifier
 from .publisher import Publisher
 from .scanner import Scanner
 
@@ -33,12 +35,18 @@ HOUSEKEEPING_S = 1.0  # how often to look whether an operator changed the galler
 DRAIN_S = 2.0  # how long after SIGTERM frames that are already captured are still answered
 
 
-def run_infer(config: Config, metrics: InferMetrics, stop: threading.Event, build: Sequence[str] = ()) -> int:
+def run_infer(
+    config: Config,
+    metrics: InferMetrics,
+    stop: threading.Event,
+    build: Sequence[str] = (),
+    notifier: Notifier | None = None,
+) -> int:
     """Serve until `stop` is set or every camera has ended; return the exit code.
 
     `build` is the command of the process that builds missing plans; none: nothing is built.
     """
-    with Inference(config, metrics, build) as inference:
+    with Inference(config, metrics, build, notifier) as inference:
         inference.serve(stop)
     return 0
 
@@ -46,7 +54,13 @@ def run_infer(config: Config, metrics: InferMetrics, stop: threading.Event, buil
 class Inference:
     """The loop and what it owns. Everything here belongs to the thread that calls `serve`."""
 
-    def __init__(self, config: Config, metrics: InferMetrics, build: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        config: Config,
+        metrics: InferMetrics,
+        build: Sequence[str] = (),
+        notifier: Notifier | None = None,
+    ) -> None:
         self._metrics, self._config = metrics, config
         paths = config.paths
         self._stages = assemble(
@@ -67,6 +81,7 @@ class Inference:
         self._control = Control(paths.runtime, lambda why: metrics.control_errors.labels(why).inc())
         self._control.handle(EnrolTrack, self._enrol_track)
         self._control.handle(Status, self._status)
+        self._heartbeat = Heartbeat(notifier or Notifier(), paths.runtime, self._intake.ledgers)
         self._open = set(names)
         self._told: dict[str, dict[str, int]] = {}
         self._housekeeping_due_s = 0.0
@@ -77,6 +92,7 @@ class Inference:
         """Answer frames and requests until `stop` is set or every camera has ended."""
         log.info("serving release %s to %d cameras", self._release, len(self._open))
         self._upgrade.start()
+        self._heartbeat.begin(self._release.id)
         while self._open and not stop.is_set():
             self._step()
         deadline = time.monotonic() + DRAIN_S
@@ -220,6 +236,7 @@ class Inference:
         self._housekeeping_due_s = time.monotonic() + HOUSEKEEPING_S
         self._stages.identifier.refresh()
         self._metrics.subscribers.set(self._publisher.count_subscriptions())
+        self._heartbeat.beat(self._release.id)
 
     def _enrol_track(self, order: EnrolTrack) -> dict[str, Any]:
         embedding = self._pipeline.embedding_of(order.camera, order.track)

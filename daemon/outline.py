@@ -82,6 +82,16 @@ def load_outline(path: Path) -> Outline:
     return outline
 
 
+def require_cameras(outline: Outline, file: Path) -> None:
+    """Refuse a configuration without a camera.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if not outline.camera:
+        raise ConfigError(f"{file} has no [[camera]]; add one with a name and a source")
+
+
 def check_names(names: list[str], where: str) -> None:
     """Refuse two cameras of one name.
 

@@ -297,13 +297,18 @@ def _free_socket_file(path: Path) -> None:
         raise ConfigError(f"cannot look at {path} ({error}); check [paths] runtime") from error
     if not stat.S_ISSOCK(mode):
         raise ConfigError(f"{path} exists and is no socket; remove it or set another [paths] runtime")
+    if is_listening(path):
+        raise ConfigError(
+            f"{path} is served by another running visaged; stop it or set another [paths] runtime"
+        )
+    path.unlink(missing_ok=True)
+
+
+def is_listening(path: Path) -> bool:
+    """Whether a living process serves the socket file `path`."""
     with unix.socket(unix.AF_UNIX, unix.SOCK_STREAM) as probe:
         probe.setblocking(False)
-        if probe.connect_ex(str(path)) in (0, errno.EAGAIN):
-            raise ConfigError(
-                f"{path} is served by another running visaged; stop it or set another [paths] runtime"
-            )
-    path.unlink(missing_ok=True)
+        return probe.connect_ex(str(path)) in (0, errno.EAGAIN)
 
 
 def _bind_sentence(endpoint: str, error: zmq.ZMQError) -> str:

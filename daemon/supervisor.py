@@ -19,7 +19,7 @@ from ..pipelines.errors import ConfigError, VisagedError
 from .channels import socket_file
 from .ledger import Ledger, ledger_path
 from .metrics import SupervisorMetrics
-from .outline import Outline
+from .outline import Outline, require_cameras
 from .process_table import (
     MAX_RESTARTS,
     STOP_S,
@@ -274,8 +274,7 @@ def run_supervisor(outline: Outline, file: Path, metrics: SupervisorMetrics, sto
         ConfigError: no camera, or another supervisor runs in the same runtime folder.
         VisagedError: a process failed again and again.
     """
-    if not outline.camera:
-        raise ConfigError(f"{file} has no [[camera]]; add one with a name and a source")
+    require_cameras(outline, file)
     table = processes([camera.name for camera in outline.camera])
     with lock_runtime(outline.paths.runtime):
         remove_leftovers(outline)

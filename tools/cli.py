@@ -63,6 +63,8 @@ COMMANDS = (
         "evaluate_identity",
         "Measure on LFW how well people are told apart.",
     ),
+    Command("install", SET_UP, "install", "install", "Install visaged as a systemd service."),
+    Command("uninstall", SET_UP, "install", "uninstall", "Remove the systemd service."),
     Command("schema", SET_UP, "schema", "schema", "Print the JSON Schema of the results."),
     Command("version", SET_UP, "version", "version", "Print the version."),
 )

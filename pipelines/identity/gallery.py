@@ -14,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import GalleryError
-from ..seal import Sealer, create_key_file
+from ..seal import Sealer, create_key_file, credential
 from .gallery_file import GalleryFile
 from .person import STRANGER_PREFIX, Person, Receipt, Templates, clean_name
 
 F32 = npt.NDArray[np.float32]
 
+KEY_FILE = "gallery.key"
 SAME_PHOTO = 1e-3  # distance; the same pixels give less, another photo gives 100 times more
 ROOTS = """
     WITH RECURSIVE root (id, top) AS (
@@ -43,7 +44,7 @@ class Gallery:
 
         Args:
             state: folder of `gallery.db` and `gallery.key`.
-            key: key file elsewhere, such as a systemd credential.
+            key: key file elsewhere; else the systemd credential `gallery.key`, else that in `state`.
             timeout_s: how long to wait for another process that is writing.
             now: wall clock, seconds since 1970.
 
@@ -56,8 +57,9 @@ class Gallery:
             state.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise GalleryError(f"the state folder {state} cannot be made ({error.strerror})") from error
+        key = key or credential(KEY_FILE)
         if key is None:
-            key = state / "gallery.key"
+            key = state / KEY_FILE
             if not path.exists():
                 create_key_file(key)
         self._sealer = Sealer.from_file(key)
