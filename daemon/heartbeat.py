@@ -10,7 +10,7 @@ from .notify import Notifier
 from .sockets import is_listening
 from .stall import settled_by_infer
 
-STATUS_EVERY_S = 5.0
+STATUS_EVERY_S = 2.0
 
 
 class Heartbeat:

@@ -48,9 +48,9 @@ class Notifier:
         self._send(f"STATUS={_line(status)}")
 
     def alive(self) -> None:
-        """Ping the watchdog. Call it where work was really done; calls in between cost nothing."""
+        """Ping the watchdog, once ready. Call it where work was really done, as often as you like."""
         now_s = time.monotonic()
-        if self._watchdog_s and now_s >= self._next_ping_s:
+        if self._watchdog_s and self._is_ready and now_s >= self._next_ping_s:
             self._next_ping_s = now_s + self._watchdog_s / PINGS_PER_TIMEOUT
             self._send("WATCHDOG=1")
 

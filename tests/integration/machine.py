@@ -61,7 +61,7 @@ pivot_root . old
 umount -l old
 mount --make-rshared /
 exec env -i container=test PATH=/usr/sbin:/usr/bin:/sbin:/bin \
-    /lib/systemd/systemd --system --unit=machine.target --log-target=null --show-status=0
+    /lib/systemd/systemd --system --unit=machine.target --log-target=journal --show-status=0
 '
 """
 
@@ -110,6 +110,12 @@ class Machine:
         done = subprocess.run([*enter, *clean, *line], capture_output=True, text=True, timeout=120)
         assert not check or done.returncode == 0, f"{line}: {done.stdout}{done.stderr}"
         return done
+
+    def write(self, inside: str, text: str) -> None:
+        """Write a file of the machine."""
+        path = self.path(inside)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
 
     def visaged(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run `visaged WORDS` in the machine."""
