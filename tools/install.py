@@ -123,9 +123,8 @@ def uninstall(
     system = System(root.absolute())
     check_rights(system, dry_run)
     perform(to_uninstall(system, purge), dry_run)
-    for path, what in {} if purge else KEPT.items():
-        if system.at(path).exists():
-            typer.echo(f"kept {system.at(path)}: {what}")
+    for path, what in [] if purge else remaining(system):
+        typer.echo(f"kept {path}: {what}")
 
 
 def perform(actions: Iterator[Action], dry_run: bool) -> None:
@@ -179,7 +178,7 @@ def to_install(system: System) -> Iterator[Action]:
 def for_the_key(system: System) -> Iterator[Action]:
     """Yield what puts the gallery's key where only root and, as a credential, infer can read it."""
     key, old, database = system.at(KEY), system.at(f"{STATE}/gallery.key"), system.at(f"{STATE}/gallery.db")
-    if key.exists():
+    if key.exists() or key.with_name(f"{key.name}.cred").exists():  # the latter: encrypted by the operator
         return
     if old.exists() and not old.is_symlink():
         yield Action(f"move the key {old} to {key}", lambda: move_key(old, key))
@@ -206,12 +205,10 @@ def for_the_cameras(system: System) -> Iterator[Action]:
 def to_uninstall(system: System, purge: bool) -> Iterator[Action]:
     """Yield what is there to remove, each found when those before are done."""
     folder = system.at("/etc/systemd/system/visaged.target.wants")
-    enabled = sorted(path.name for path in folder.glob("visaged-*"))
+    enabled = {path.name for path in folder.glob("visaged-*")} | {"visaged.target", "visaged-infer.service"}
     if system.at(FILES["visaged.target"]).exists():
         now = ["--now"] if system.is_running else []
-        yield system.command(
-            "systemctl", "disable", *now, "visaged.target", "visaged-infer.service", *enabled
-        )
+        yield system.command("systemctl", "disable", *now, *sorted(enabled))
     installed = [system.at(path) for path in FILES.values() if system.at(path).exists()]
     for path in installed:
         yield Action(f"remove {path}", path.unlink)
@@ -219,11 +216,19 @@ def to_uninstall(system: System, purge: bool) -> Iterator[Action]:
         yield system.command("systemctl", "daemon-reload")
     if not purge:
         return
-    for name, what in KEPT.items():
-        if (path := system.at(name)).exists():
-            yield Action(f"remove {path}: {what}", lambda path=path: shutil.rmtree(path))  # type: ignore[misc]
+    for path, what in remaining(system):
+        yield Action(f"remove {path}: {what}", lambda path=path: shutil.rmtree(path))  # type: ignore[misc]
     if system.numbers() is not None:
         yield system.command("userdel", USER)
+
+
+def remaining(system: System) -> list[tuple[Path, str]]:
+    """Return the folders that only --purge removes, and what is in each."""
+    changed = sorted(system.at("/etc/systemd/system").glob("visaged*.d"))
+    folders = [(system.at(path), what) for path, what in KEPT.items()]
+    return [(path, what) for path, what in folders if path.exists()] + [
+        (path, "your changes of a unit") for path in changed
+    ]
 
 
 def check_place(system: System, dry_run: bool) -> None:

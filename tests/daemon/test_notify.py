@@ -158,14 +158,18 @@ def capture_socket(runtime: Path) -> Iterator[socket.socket]:
         yield served
 
 
-def pings_after_a_beat(manager: Manager, runtime: Path, ledger: Ledger, settle: bool = False) -> list[str]:
-    """Return what infer says in a beat; with `settle` after answering a frame."""
+def pings_after_a_beat(manager: Manager, runtime: Path, ledger: Ledger) -> list[str]:
+    """Return what infer says in its first beat."""
+    heartbeat = ready_heartbeat(manager, runtime, ledger)
+    heartbeat.beat("r1")
+    return manager.hear_all()
+
+
+def ready_heartbeat(manager: Manager, runtime: Path, ledger: Ledger) -> Heartbeat:
     heartbeat = Heartbeat(Notifier(manager.address, watchdog_s=1e-6), runtime, {"door": ledger})
     heartbeat.begin("r1")
-    if settle:
-        ledger.publish()
-    heartbeat.beat("r1")
-    return manager.hear_all()[1:]
+    assert manager.hear_all() == ["READY=1\nSTATUS=ready for 1 camera, release r1"]
+    return heartbeat
 
 
 def test_an_idle_infer_is_alive(manager: Manager, runtime: Path, ledger: Ledger) -> None:
@@ -180,13 +184,19 @@ def test_an_infer_that_settles_no_waiting_frame_is_not(
     assert pings_after_a_beat(manager, runtime, ledger) == []
 
 
-def test_an_infer_that_settles_one_of_two_is(
+def test_an_infer_that_settled_one_of_two_is_until_it_stops(
     manager: Manager, runtime: Path, ledger: Ledger, capture_socket: socket.socket
 ) -> None:
+    heartbeat = ready_heartbeat(manager, runtime, ledger)
     ledger.count_captured()
     ledger.count_captured()
 
-    assert pings_after_a_beat(manager, runtime, ledger, settle=True) == ["WATCHDOG=1"]
+    ledger.publish()
+    heartbeat.beat("r1")
+    assert manager.hear_all() == ["WATCHDOG=1"]
+
+    heartbeat.beat("r1")
+    assert manager.hear_all() == []
 
 
 def test_frames_that_died_with_a_capture_process_do_not_count_as_waiting(

@@ -153,9 +153,14 @@ def test_uninstall_says_what_it_keeps_and_purge_keeps_nothing(root: Path) -> Non
     config.write_text(config.read_text() + CAMERA)
     install(root)
 
+    own = root / "etc/systemd/system/visaged-infer.service.d/override.conf"
+    own.parent.mkdir()
+    own.write_text("[Service]\nMemoryMax=4G\n")
+
     kept = visaged("uninstall", "--root", str(root)).output
 
-    assert [name for name in files(root) if "systemd" in name or "sysusers" in name] == []
+    left = [name for name in files(root) if "etc/systemd" in name or "sysusers" in name]
+    assert left == [str(own.relative_to(root))] and f"kept {own.parent}: your changes" in kept
     assert wanted(root) == set()
     for name in ("etc/visaged", "var/lib/visaged", "var/cache/visaged"):
         assert f"kept {root / name}: " in kept and (root / name).exists()
