@@ -27,8 +27,7 @@ def run_build(config: Config, stop: threading.Event) -> int:
         ConfigError: the configuration asks for what this machine has not.
         ReleaseError: the release that is configured is missing or damaged.
     """
-    os.nice(NICENESS)
-    Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE_ADJ))
+    step_back()
     imported = ModelStore(config.paths.cache, config.paths.wheels)
     configs, models, _ = choose_release(config.stages, config.paths.state, imported)
     loader = EngineLoader(config.engine, models, max_batch=config.ensemble.max_batch)
@@ -38,3 +37,9 @@ def run_build(config: Config, stop: threading.Event) -> int:
         if loader.build_missing([network]):
             log.info("built the plan of %s", network)
     return 0
+
+
+def step_back() -> None:
+    """Let whatever serves come first, for the processor and when memory runs out."""
+    os.nice(NICENESS)
+    Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE_ADJ))

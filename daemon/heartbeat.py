@@ -4,10 +4,9 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from .channels import socket_file
+from .channels import is_listening, socket_file
 from .ledger import Ledger
 from .notify import Notifier
-from .sockets import is_listening
 from .stall import settled_by_infer
 
 STATUS_EVERY_S = 2.0

@@ -92,7 +92,7 @@ class Inference:
         """Answer frames and requests until `stop` is set or every camera has ended."""
         log.info("serving release %s to %d cameras", self._release, len(self._open))
         self._upgrade.start()
-        self._heartbeat.begin(self._release.id)
+        self._heartbeat.begin(self._release)
         while self._open and not stop.is_set():
             self._step()
         deadline = time.monotonic() + DRAIN_S
@@ -236,7 +236,7 @@ class Inference:
         self._housekeeping_due_s = time.monotonic() + HOUSEKEEPING_S
         self._stages.identifier.refresh()
         self._metrics.subscribers.set(self._publisher.count_subscriptions())
-        self._heartbeat.beat(self._release.id)
+        self._heartbeat.beat(self._release)
 
     def _enrol_track(self, order: EnrolTrack) -> dict[str, Any]:
         embedding = self._pipeline.embedding_of(order.camera, order.track)

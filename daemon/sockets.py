@@ -6,7 +6,6 @@ blocks without a deadline, and whatever receives has a size limit.
 
 import contextlib
 import errno
-import socket as unix
 import stat
 import time
 from collections.abc import Collection, Iterable
@@ -17,7 +16,7 @@ import zmq
 
 from ..pipelines.errors import ConfigError, VisagedError
 from ..pipelines.message import MAX_EMBEDDINGS_BYTES, MAX_HEADER_BYTES
-from .channels import CHANNELS, endpoint_of
+from .channels import CHANNELS, endpoint_of, is_listening
 
 LINGER_MS = 200  # a closing socket may flush for this long
 MAX_DESCRIPTOR_BYTES = 1 << 16
@@ -302,13 +301,6 @@ def _free_socket_file(path: Path) -> None:
             f"{path} is served by another running visaged; stop it or set another [paths] runtime"
         )
     path.unlink(missing_ok=True)
-
-
-def is_listening(path: Path) -> bool:
-    """Whether a living process serves the socket file `path`."""
-    with unix.socket(unix.AF_UNIX, unix.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        return probe.connect_ex(str(path)) in (0, errno.EAGAIN)
 
 
 def _bind_sentence(endpoint: str, error: zmq.ZMQError) -> str:

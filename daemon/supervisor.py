@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from ..pipelines.errors import ConfigError, VisagedError
-from .channels import socket_file
+from .channels import is_listening, socket_file
 from .ledger import Ledger, ledger_path
 from .metrics import SupervisorMetrics
 from .outline import Outline, require_cameras
@@ -35,6 +35,7 @@ from .stall import STALLED_S, StallWatch
 log = logging.getLogger(__name__)
 
 TICK_S = 0.1
+PATIENCE_S = 3.0  # for processes whose supervisor was killed a moment ago
 DRAIN_S = 30.0  # for infer to answer what the finished cameras left
 EXIT_CONFIG = ConfigError.exit_code
 
@@ -244,6 +245,22 @@ def lock_runtime(runtime: Path) -> IO[str]:
     return lock
 
 
+def wait_for_others(runtime: Path) -> None:
+    """Wait a moment for the processes of an earlier run to end.
+
+    Raises:
+        ConfigError: they do not, as those of a service would not.
+    """
+    deadline_s = time.monotonic() + PATIENCE_S
+    while served := next((path for path in sorted(runtime.glob("*.ipc")) if is_listening(path)), None):
+        if time.monotonic() > deadline_s:
+            raise ConfigError(
+                f"visaged already runs in {runtime} and serves {served.name}; if it is the service, "
+                "run `systemctl stop visaged.target`, else set another [paths] runtime"
+            )
+        time.sleep(TICK_S)
+
+
 def remove_leftovers(outline: Outline) -> None:
     """Remove the sockets and rings that killed processes left; only the holder of the lock may."""
     for path in outline.paths.runtime.glob("*.ipc"):
@@ -277,6 +294,7 @@ def run_supervisor(outline: Outline, file: Path, metrics: SupervisorMetrics, sto
     require_cameras(outline, file)
     table = processes([camera.name for camera in outline.camera])
     with lock_runtime(outline.paths.runtime):
+        wait_for_others(outline.paths.runtime)
         remove_leftovers(outline)
         begin_books(outline)
         daemon = Daemon(outline, file)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from visaged.pipelines.errors import GalleryError
-from visaged.pipelines.seal import Sealer, create_key_file
+from visaged.pipelines.seal import Sealer, create_key_file, credential
 
 
 @pytest.fixture
@@ -107,3 +107,20 @@ def test_what_is_no_key_file_is_refused(key_file: Path, text: str) -> None:
 def test_a_missing_key_is_named(tmp_path: Path) -> None:
     with pytest.raises(GalleryError, match=r"gallery\.key cannot be read"):
         Sealer.from_file(tmp_path / "gallery.key")
+
+
+def test_a_credential_is_read_through_its_access_list_and_any_other_file_is_not(
+    key_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key_file.chmod(0o440)  # what the mask of an access list for one user looks like
+    with pytest.raises(GalleryError, match="can be read by others"):
+        Sealer.from_file(key_file)
+
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(key_file.parent))
+
+    assert credential("gallery.key") == key_file
+    assert credential("absent.key") is None
+    assert len(Sealer.from_file(key_file).key_id) == 8
+    key_file.chmod(0o444)
+    with pytest.raises(GalleryError, match="can be read by others"):
+        Sealer.from_file(key_file)

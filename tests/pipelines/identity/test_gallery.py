@@ -10,6 +10,7 @@ import pytest
 from visaged.pipelines.errors import GalleryError
 from visaged.pipelines.identity.gallery import Gallery
 from visaged.pipelines.identity.gallery_schema import MIGRATIONS
+from visaged.pipelines.seal import create_key_file
 
 SPACE = "dlib-1"
 DAY_S = 86_400.0
@@ -337,3 +338,15 @@ def test_two_processes_writing_at_once_lose_nothing(tmp_path: Path) -> None:
 
 def everything_in(folder: Path) -> bytes:
     return b"".join(path.read_bytes() for path in sorted(folder.iterdir()) if path.name != "gallery.key")
+
+
+def test_the_credential_is_preferred_to_a_key_in_the_state_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = tmp_path / "credentials"
+    given.mkdir()
+    create_key_file(given / "gallery.key")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(given))
+
+    with Gallery(tmp_path / "state"):
+        assert not (tmp_path / "state" / "gallery.key").exists()
