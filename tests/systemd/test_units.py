@@ -39,7 +39,15 @@ def test_every_kind_of_process_has_a_unit_that_starts_it() -> None:
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_a_wrong_configuration_and_a_want_of_memory_are_handled_alike(service: str) -> None:
+def test_a_unit_stays_down_on_a_wrong_configuration_and_dumps_no_faces(service: str) -> None:
     lines = (FOLDER / service).read_text().splitlines()
 
-    assert {"Type=notify", "RestartPreventExitStatus=78", "LimitCORE=0", "OOMScoreAdjust=-300"} <= set(lines)
+    assert {"Type=notify", "RestartPreventExitStatus=78", "LimitCORE=0", "Slice=visaged.slice"} <= set(lines)
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_what_serves_is_the_last_to_be_ended_when_memory_runs_out(service: str) -> None:
+    lines = (FOLDER / service).read_text().splitlines()
+
+    (score,) = (int(line.split("=")[1]) for line in lines if line.startswith("OOMScoreAdjust="))
+    assert (score < 0) == service.startswith(("visaged-infer", "visaged-capture"))
