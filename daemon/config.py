@@ -12,6 +12,8 @@ from ..pipelines.engines.engine import EngineConfig
 from ..pipelines.ensemble import EnsembleConfig, check_members
 from ..pipelines.errors import ConfigError
 from ..pipelines.identity.identity import IdentityConfig
+from ..pipelines.loop.flag_policy import FlagsConfig
+from ..pipelines.loop.sample import SamplesConfig
 from ..pipelines.tracker import TrackerConfig
 from . import toml_file
 from .outline import Outline, check_names
@@ -31,6 +33,10 @@ class Config(Outline, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which networks look at a face."""
     identity: IdentityConfig = IdentityConfig()
     """How a face is given a name."""
+    flags: FlagsConfig = FlagsConfig()
+    """Which faces the daemon keeps on its own."""
+    samples: SamplesConfig = SamplesConfig()
+    """What is kept of flagged faces, and for how long."""
     publisher: PublisherConfig = PublisherConfig()
     """Where results go."""
 

@@ -19,8 +19,9 @@ from ..pipelines.inference import Answer, Scan
 from ..pipelines.message import FaceFrame
 from ..pipelines.release import running_name
 from .config import Config
-from .control import Control, EnrolTrack, Status
+from .control import Control, EnrolTrack, Flag, Status
 from .engine_upgrade import EngineUpgrade, retire
+from .flagging import Flagging
 from .heartbeat import Heartbeat
 from .intake import Ended, Intake, Taken
 from .metrics import InferMetrics
@@ -78,10 +79,12 @@ class Inference:
             names, paths.runtime, paths.shm, lambda camera: metrics.malformed.labels(camera).inc()
         )
         self._publisher = Publisher(paths.runtime, config.publisher)
+        self._flagging = Flagging(config, self._stages, metrics)
         self._control = Control(paths.runtime, lambda why: metrics.control_errors.labels(why).inc())
         self._control.handle(EnrolTrack, self._enrol_track)
         self._control.handle(Status, self._status)
         self._heartbeat = Heartbeat(notifier or Notifier(), paths.runtime, self._intake.ledgers)
+        self._control.handle(Flag, self._flagging.flag)
         self._open = set(names)
         self._told: dict[str, dict[str, int]] = {}
         self._housekeeping_due_s = 0.0
@@ -103,6 +106,7 @@ class Inference:
         """Let go of sockets, rings, engines and gallery."""
         self._scanner.close()
         self._upgrade.close()
+        self._flagging.close()
         self._control.close()
         self._publisher.close()
         self._intake.close()
@@ -199,6 +203,7 @@ class Inference:
         )
         self._intake.ledgers[frame.camera].publish()
         self._measure(result)
+        self._flagging.see(answer, result)
 
     def _measure(self, result: FaceFrame) -> None:
         age_s = (result.published_ns - result.captured_ns) / 1e9
@@ -234,7 +239,7 @@ class Inference:
 
     def _keep_house(self) -> None:
         self._housekeeping_due_s = time.monotonic() + HOUSEKEEPING_S
-        self._stages.identifier.refresh()
+        self._flagging.keep_house(is_gallery_changed=self._stages.identifier.refresh())
         self._metrics.subscribers.set(self._publisher.count_subscriptions())
         self._heartbeat.beat(self._release)
 
@@ -264,4 +269,5 @@ class Inference:
             "engines": msgspec.to_builtins(self._upgrade.engines()),
             "upgrade": self._upgrade.state,
             "cameras": cameras,
+            **self._flagging.status(),
         }

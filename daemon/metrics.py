@@ -250,6 +250,24 @@ class InferMetrics(Metrics):
             "Subscriptions held by clients; one that follows two cameras counts twice.",
             registry=registry,
         )
+        self.flags = prometheus.Counter(
+            "visaged_flags_total",
+            "Faces stored or labelled, by what asked for it.",
+            ["source"],
+            registry=registry,
+        )
+        self.flags_dropped = prometheus.Counter(
+            "visaged_flags_dropped_total",
+            "Faces that the daemon picked itself and could not store, by reason.",
+            ["reason"],
+            registry=registry,
+        )
+        self.samples = prometheus.Gauge(
+            "visaged_samples",
+            "Samples in the store, by what people said of them.",
+            ["state"],
+            registry=registry,
+        )
         self.control_requests = prometheus.Counter(
             "visaged_control_requests_total", "Control requests answered.", registry=registry
         )

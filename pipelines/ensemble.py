@@ -88,6 +88,11 @@ class Ensemble:
         return tuple(dict.fromkeys(member.network.recipe for member in self.members))
 
     @property
+    def emotion_members(self) -> tuple[str, ...]:
+        """Names of the members that say what a face shows, as rows of `Outputs.logits`."""
+        return tuple(m.network.name for m in self.members if output_of(m.network, "logits"))
+
+    @property
     def embedding_dim(self) -> int:
         """Length D of an embedding."""
         output = output_of(self._embedder.network, "embedding")

@@ -24,7 +24,7 @@ from .detector import Detector, DetectorConfig
 from .ensemble import Ensemble, EnsembleConfig
 from .errors import ModelError
 from .frame import Detection, Frame, Track
-from .fuser import Fuser
+from .fuser import Fused, Fuser
 from .identity.identity import Identifier
 from .message import EMOTIONS, Emotion, Face, Identity
 from .tracker import Tracker, TrackerConfig
@@ -42,21 +42,30 @@ class Scan:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Everything known about one frame; `embeddings` is `(n, D)`, rows as the faces say."""
+    """Everything known about one frame; `embeddings` is `(n, D)`, rows as the faces say.
+
+    `analyses` are those made in this very frame, by track.
+    """
 
     frame: Frame
     faces: list[Face]
     embeddings: F32
     stages_ms: dict[str, float]
+    analyses: dict[int, "Analysis"]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Analysis:
-    """What the ensemble last said about a track."""
+    """What the ensemble said about a track in frame `seq`, of the face at `landmarks` `(5, 2)` px.
+
+    `probabilities` `(K,)` are fused and smoothed over the track; `members` `(E, K)` is what each said here.
+    """
 
     seq: int
+    landmarks: F32
     embedding: F32
     probabilities: F32
+    members: F32
     disagreement: float
     quality: float
     identity: Identity
@@ -227,22 +236,21 @@ class InferencePipeline:
         cropped = time.perf_counter()
         outputs = self.ensemble.infer(chips)
         inferred = time.perf_counter()
-        probabilities, disagreement = self._fuser.fuse(outputs)
+        fused = self._fuser.fuse(outputs)
 
         first = 0
         for work, q in zip(works, quality, strict=True):
             rows = slice(first, first + len(work.due))
             first = rows.stop
-            self._remember(work, outputs.embeddings[rows], probabilities[rows], disagreement[rows], q)
+            said = Fused(fused.probabilities[rows], fused.disagreement[rows], fused.members[:, rows])
+            self._remember(work, outputs.embeddings[rows], said, q)
         done = time.perf_counter()
         for work in works:  # a batch is shared: every frame in it waited this long
             work.stages_ms["crop"] = (cropped - start) * 1e3
             work.stages_ms["infer"] = (inferred - cropped) * 1e3
             work.stages_ms["match"] = (done - inferred) * 1e3
 
-    def _remember(
-        self, work: Work, embeddings: F32, probabilities: F32, disagreement: F32, quality: F32
-    ) -> None:
+    def _remember(self, work: Work, embeddings: F32, said: Fused, quality: F32) -> None:
         view, camera = work.view, work.frame.camera
         ids = [track.id for track in work.due]
         renamed = view.tracker.remember(dict(zip(ids, embeddings, strict=True)))
@@ -255,11 +263,18 @@ class InferencePipeline:
         keep = np.float32(self._ensemble_config.smoothing)
         for i, track in enumerate(ids):
             earlier = view.analyses.get(track)
-            fused = probabilities[i]
+            fused = said.probabilities[i]
             if earlier is not None:
                 fused = keep * earlier.probabilities + (1 - keep) * fused
             view.analyses[track] = Analysis(
-                work.frame.seq, embeddings[i], fused, float(disagreement[i]), float(quality[i]), identities[i]
+                seq=work.frame.seq,
+                landmarks=work.due[i].landmarks,
+                embedding=embeddings[i],
+                probabilities=fused,
+                members=said.members[:, i],
+                disagreement=float(said.disagreement[i]),
+                quality=float(quality[i]),
+                identity=identities[i],
             )
 
     def _rename(self, work: Work, renamed: dict[int, int]) -> None:
@@ -280,8 +295,9 @@ class InferencePipeline:
             face_of(track, view.analyses[track.id], row if view.identify else -1, feel=view.feel)
             for row, track in enumerate(published)
         ]
+        fresh = {t.id: a for t in published if (a := view.analyses[t.id]).seq == work.frame.seq}
         self._forget_lost(work)
-        return Answer(work.frame, faces, embeddings, work.stages_ms)
+        return Answer(work.frame, faces, embeddings, work.stages_ms, fresh)
 
     def _forget_lost(self, work: Work) -> None:
         """Drop what is remembered of tracks that can no longer come back."""

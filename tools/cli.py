@@ -16,7 +16,8 @@ from ..pipelines.errors import VisagedError
 EXTRAS = dict.fromkeys(("torch", "captum", "kornia", "matplotlib"), "learn")
 EXIT_INTERRUPTED = 130
 
-SERVE, PEOPLE, MEASURE, SET_UP = "Serve", "People", "Try and measure", "Set up"
+SERVE, PEOPLE, LEARN = "Serve", "People", "Learn from mistakes"
+MEASURE, SET_UP = "Try and measure", "Set up"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,8 @@ COMMANDS = (
     Command("merge", PEOPLE, "people", "merge", "Say that two entries are the same person."),
     Command("unmerge", PEOPLE, "people", "unmerge", "Undo a merge."),
     Command("reject", PEOPLE, "people", "reject", "Say that a face is not this person."),
+    Command("flag", LEARN, "flag", "flag", "Say that what was published of a face is wrong, or right."),
+    Command("samples", LEARN, "samples", "app", "List, show and remove the faces kept to learn from."),
     Command("demo", MEASURE, "demo", "demo", "Show everything on real video, without a camera."),
     Command("replay", MEASURE, "replay", "replay", "Run a video through the pipeline, losing no frame."),
     Command("bench", MEASURE, "bench", "bench", "Measure speed and memory on this machine."),

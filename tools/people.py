@@ -15,6 +15,7 @@ from ..daemon import toml_file
 from ..daemon.outline import Outline, load_outline
 from ..pipelines.errors import GalleryError, VisagedError
 from ..pipelines.identity.gallery import Gallery
+from ..pipelines.loop.sample_store import SampleStore
 
 if TYPE_CHECKING:  # loading the networks' libraries takes a second that `visaged people` need not wait
     from ..pipelines.identity.enrolment import Enrolment, PersonReport
@@ -132,8 +133,8 @@ def forget(
 ) -> None:
     """Remove people and everything stored about them, and print a receipt.
 
-    Templates, negatives, merges and everyone merged into them go, and the bytes are overwritten in the
-    gallery's files. This cannot be undone. Backups are yours to delete.
+    Templates, negatives, merges, samples and everyone merged into them go, and the bytes are overwritten in
+    the files. This cannot be undone. Backups are yours to delete.
 
     Examples:
       visaged forget "Ada Lovelace"
@@ -142,17 +143,19 @@ def forget(
     if not yes:
         typer.confirm(f"Forget {', '.join(names)} for good?", abort=True)
     console = Console(highlight=False)
-    with _gallery(config, state) as gallery:
+    folder = state or _outline(config).paths.state
+    with Gallery(folder) as gallery, SampleStore(folder) as samples:
         for name in names:
             receipt = gallery.forget(name)
+            n_samples, is_scrubbed = samples.forget([receipt.person, *receipt.aliases])
             also = f" (also {', '.join(receipt.aliases)})" if receipt.aliases else ""
             console.print(
                 f"forgot {receipt.person}{also}: removed {receipt.templates} templates, "
-                f"{receipt.negatives} negatives, {receipt.merges} merges",
+                f"{receipt.negatives} negatives, {receipt.merges} merges, {n_samples} samples",
                 markup=False,
                 soft_wrap=True,
             )
-            if not receipt.is_scrubbed:
+            if not (receipt.is_scrubbed and is_scrubbed):
                 console.print(
                     "another process was reading: the old bytes go from the log when it next pauses; "
                     "restart the daemon to be sure",

@@ -46,6 +46,8 @@ def lines_of(answer: dict[str, Any]) -> list[str]:
         lines.append(line)
     if answer["upgrade"] not in ("none needed", "done"):
         lines.append(f"  plans: {answer['upgrade']}")
+    stored = ", ".join(f"{n} {state}" for state, n in answer["samples"].items())
+    lines.append(f"samples: {stored}; automatic flags {'on' if answer['automatic_flags'] else 'off'}")
     return lines
 
 

@@ -18,7 +18,7 @@ from visaged.daemon.metrics import (
 )
 from visaged.pipelines.errors import ConfigError
 
-LABELS = {"camera", "stage", "reason", "process", "member", "le", "version", "python"}
+LABELS = {"camera", "stage", "reason", "process", "member", "le", "version", "python", "source", "state"}
 ROOT = Path(__file__).parents[2]
 
 
@@ -35,6 +35,9 @@ def busy(metrics: Metrics) -> Metrics:
         metrics.batch_size.observe(3)
         metrics.faces.labels("door").inc(2)
         metrics.subscribers.set(1)
+        metrics.flags.labels("user").inc()
+        metrics.flags_dropped.labels("queue_full").inc()
+        metrics.samples.labels("review").set(1)
         metrics.control_requests.inc()
         metrics.control_errors.labels("malformed").inc()
     elif isinstance(metrics, SupervisorMetrics):

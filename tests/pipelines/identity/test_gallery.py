@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from visaged.pipelines.errors import GalleryError
+from visaged.pipelines.errors import GalleryError, StoreError
 from visaged.pipelines.identity.gallery import Gallery
 from visaged.pipelines.identity.gallery_schema import MIGRATIONS
 from visaged.pipelines.seal import create_key_file
@@ -89,7 +89,7 @@ def test_a_template_moved_to_somebody_else_does_not_open(gallery: Gallery, tmp_p
         forger.execute("UPDATE templates SET person = 2")
     forger.close()
 
-    with pytest.raises(GalleryError, match="altered or moved"):
+    with pytest.raises(StoreError, match="altered or moved"):
         gallery.templates(SPACE)
 
 
@@ -285,7 +285,7 @@ def test_a_gallery_without_its_key_is_not_given_a_new_one(tmp_path: Path) -> Non
     Gallery(tmp_path).close()
     (tmp_path / "gallery.key").unlink()
 
-    with pytest.raises(GalleryError, match="restore it"):
+    with pytest.raises(StoreError, match="restore it"):
         Gallery(tmp_path)
     assert not (tmp_path / "gallery.key").exists()
 
