@@ -16,6 +16,8 @@ from ..pipelines.loop.sample import Sample
 from ..pipelines.loop.sample_store import SampleStore
 from ..pipelines.message import EMOTIONS
 
+PATIENCE_S = 10.0  # a disk may be slow; the answer comes after it
+
 
 def flag(
     what: Annotated[
@@ -76,7 +78,7 @@ def flag(
             "say one thing: --emotion and/or one of --person and --not-person; or --confirm; or --not-a-face"
         ) from error
     with ControlClient(paths.runtime) as daemon:
-        answer = daemon.request(order)
+        answer = daemon.request(order, PATIENCE_S)
     seen = sentence(msgspec.convert(answer["sample"], Sample))
     console.print(f"{seen} (seen {answer['age_s']:.1f} s before)", markup=False, soft_wrap=True)
 

@@ -22,6 +22,8 @@ from ..pipelines.loop.sample_store import SampleStore, Wanted
 from .drawing import Moment, contact_sheet
 from .flag import said_of, sentence, shown
 
+PRIVATE = 0o600  # pictures of people are for whoever asked for them
+
 app = typer.Typer(no_args_is_help=True, help="List, show and remove the faces kept to learn from.")
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="The TOML file.")]
@@ -89,7 +91,7 @@ def show(
     with SampleStore(_folder(config, folder)) as store:
         found = store.sample(sample)
         face = store.face(found.id)
-    write_png(face.chip, out)
+    write_png(face.chip, out, PRIVATE)
     console = Console(highlight=False)
     for line in (
         sentence(found),
@@ -147,10 +149,8 @@ def sheet(
             Moment(store.face(s.id).chip, f"{s.id[:6]} {shown(s)} > {_verdict(s) or '?'}")
             for s in progress(found, description="Drawing", transient=True)
         ]
-    write_png(
-        contact_sheet(f"{len(found)} samples: id, shown as > said to be", moments, columns=6, tile_width=260),
-        out,
-    )
+    title = f"{len(found)} samples: id, shown as > said to be"
+    write_png(contact_sheet(title, moments, columns=6, tile_width=260), out, PRIVATE)
     Console(highlight=False).print(f"wrote {out}", markup=False, soft_wrap=True)
 
 
