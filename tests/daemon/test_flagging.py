@@ -1,5 +1,6 @@
 """Flags in the inference process, without networks: what is kept and refused, what the gallery learns."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -142,6 +143,28 @@ def test_a_flag_stores_the_look_that_was_meant(make: Callable[..., Bench]) -> No
     assert {int(v) for v in np.unique(face.chip)} == {20}
     assert face.members.keys() == {"one", "two"}
     assert bench.metrics.text().count('visaged_flags_total{source="user"} 1.0') == 1
+
+
+def test_on_a_slow_disk_a_flag_waits_for_its_answer_and_the_frames_do_not(make: Callable[..., Bench]) -> None:
+    bench, may_go_on = make(), threading.Event()
+    bench.see(10)
+
+    def hang(store: SampleStore) -> None:
+        may_go_on.wait(30)
+
+    bench.flagging._writer.submit(hang, is_urgent=True)
+
+    later = bench.flagging.flag(Flag(camera="door", track=3, emotion="fear"))
+    start = time.perf_counter()
+    bench.see(20)
+    answers = [later() for _ in range(3)]
+    took_s = time.perf_counter() - start
+    may_go_on.set()
+
+    assert answers == [None] * 3
+    assert took_s < 1
+    bench.flagging.close()
+    assert later() is not None
 
 
 def test_a_person_is_taught_to_the_gallery_and_taken_back(make: Callable[..., Bench]) -> None:
