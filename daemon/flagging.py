@@ -108,7 +108,7 @@ class Flagging:
             assert sample is not None  # `add` returns one
             if teach(self._stages.gallery, sample, sighting.embedding):
                 self._stages.identifier.refresh()
-            self._metrics.flags.labels(Source.USER.value).inc()
+            self._count(Source.USER, sighting)
             return {"age_s": (now_ns - sighting.captured_ns) / 1e9, "sample": msgspec.to_builtins(sample)}
 
         return answer
@@ -178,9 +178,13 @@ class Flagging:
                 log.warning("a face could not be kept as a sample: %s", error)
                 self._metrics.flags_dropped.labels("failed").inc()
                 continue
-            self._metrics.flags.labels(source.value).inc()
-            if self._policy is not None and sighting.embedding is not None:
-                self._policy.remember(sighting.embedding)
+            self._count(source, sighting)
+
+    def _count(self, source: Source, sighting: Sighting) -> None:
+        """Note that a face is stored."""
+        self._metrics.flags.labels(source.value).inc()
+        if self._policy is not None and sighting.embedding is not None:
+            self._policy.remember(sighting.embedding)
 
     def _expire(self) -> None:
         """Let the writer delete what is too old, unless it has better things to do."""

@@ -128,6 +128,10 @@ class StoreFile:
         """
         with self._explained():
             self._db.execute("VACUUM")
+        return self.drain_log()
+
+    def drain_log(self) -> bool:
+        """Empty the log, in which deleted bytes still are, waiting a second for readers; return whether."""
         for _ in range(SCRUB_TRIES):
             if self.empty_log():
                 return True

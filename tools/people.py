@@ -146,8 +146,14 @@ def forget(
     folder = state or _outline(config).paths.state
     with Gallery(folder) as gallery, SampleStore(folder) as samples:
         for name in names:
+            exact = gallery.name_of(name)
+            aliases = next((p.aliases for p in gallery.people() if p.name == exact), ())
+            # samples first: whoever is interrupted here can still ask again by the name
+            n_samples, is_scrubbed = samples.forget([exact, *aliases])
+            if n_samples and not gallery.has(name):
+                console.print(f"forgot {name}: removed {n_samples} samples", markup=False, soft_wrap=True)
+                continue
             receipt = gallery.forget(name)
-            n_samples, is_scrubbed = samples.forget([receipt.person, *receipt.aliases])
             also = f" (also {', '.join(receipt.aliases)})" if receipt.aliases else ""
             console.print(
                 f"forgot {receipt.person}{also}: removed {receipt.templates} templates, "

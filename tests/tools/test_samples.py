@@ -9,7 +9,7 @@ import cv2
 import pytest
 import typer
 from typer.testing import CliRunner
-from visaged.pipelines.errors import SampleError, VisagedError
+from visaged.pipelines.errors import GalleryError, SampleError, VisagedError
 from visaged.pipelines.identity.gallery import Gallery
 from visaged.pipelines.loop.sample import Label, Source
 from visaged.pipelines.loop.sample_store import SampleStore
@@ -129,6 +129,13 @@ def test_forgetting_a_person_removes_their_samples(state: Path, make_sighting: M
     assert "forgot Countess (also Ada): removed 2 templates" in said
     assert "1 merges, 2 samples" in said
     assert [sample["seq"] for sample in listed()] == [7]
+
+
+def test_samples_of_somebody_who_is_not_in_the_gallery_any_more_go_too(state: Path) -> None:
+    assert "forgot ada: removed 2 samples" in run("forget", "ada", "--yes")
+    assert listed() == []
+    with pytest.raises(GalleryError, match="nobody is called ada"):
+        run("forget", "ada", "--yes")
 
 
 @pytest.mark.parametrize(
