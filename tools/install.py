@@ -27,11 +27,12 @@ FILES = {
     "sysusers.d/visaged.conf": "/etc/sysusers.d/visaged.conf",
     "tmpfiles.d/visaged.conf": "/etc/tmpfiles.d/visaged.conf",
 }
-CONFIG, KEY = "/etc/visaged/visaged.toml", "/etc/visaged/gallery.key"
+CONFIG = "/etc/visaged/visaged.toml"
+STORES = "gallery", "samples"  # each with a key of its own
 STATE, CACHE = "/var/lib/visaged", "/var/cache/visaged"
 KEPT = {
-    "/etc/visaged": "configuration and key",
-    STATE: "the gallery: everybody who is enrolled",
+    "/etc/visaged": "configuration and keys",
+    STATE: "the gallery: everybody who is enrolled; the samples: faces that were flagged",
     CACHE: "imported networks and plans",
 }
 HIDDEN = ("/home", "/root", "/run/user")  # ProtectHome= in the units
@@ -89,7 +90,7 @@ def install(
 ) -> None:
     """Install visaged as a systemd service, or bring an installed one up to date.
 
-    Makes the user `visaged`, its folders, the key of the gallery, a configuration to fill in, and the units.
+    Makes the user `visaged`, its folders, the keys, a configuration to fill in, and the units.
     Cameras of the configuration are enabled, those that are gone are disabled. An existing configuration or
     key is left alone; units are replaced, so change those with `systemctl edit`. Nothing is started.
 
@@ -167,23 +168,26 @@ def to_install(system: System) -> Iterator[Action]:
         yield system.command("systemd-sysusers", "visaged.conf")
     if not system.at(CONFIG).exists():
         yield Action(f"write {system.at(CONFIG)}, to be filled in", lambda: write_config(system))
-    yield from for_the_key(system)
-    if not (system.at(CACHE).exists() and system.at(f"{STATE}/gallery.key").is_symlink()):
+    for store in STORES:
+        yield from for_the_key(system, store)
+    links = [system.at(f"{STATE}/{store}.key") for store in STORES]
+    if not (system.at(CACHE).exists() and all(link.is_symlink() for link in links)):
         yield system.command("systemd-tmpfiles", "--create", "visaged.conf")
     if is_changed and system.is_running:
         yield system.command("systemctl", "daemon-reload")
     yield from for_the_cameras(system)
 
 
-def for_the_key(system: System) -> Iterator[Action]:
-    """Yield what puts the gallery's key where only root and, as a credential, infer can read it."""
-    key, old, database = system.at(KEY), system.at(f"{STATE}/gallery.key"), system.at(f"{STATE}/gallery.db")
+def for_the_key(system: System, store: str) -> Iterator[Action]:
+    """Yield what puts the key of `store` where only root and, as a credential, infer can read it."""
+    key = system.at(f"/etc/visaged/{store}.key")
+    old, database = (system.at(f"{STATE}/{store}.{suffix}") for suffix in ("key", "db"))
     if key.exists() or key.with_name(f"{key.name}.cred").exists():  # the latter: encrypted by the operator
         return
     if old.exists() and not old.is_symlink():
         yield Action(f"move the key {old} to {key}", lambda: move_key(old, key))
     elif database.exists() and database.stat().st_size:
-        raise VisagedError(f"the gallery {database} is there and its key is not; bring it back to {key}")
+        raise VisagedError(f"{database} is there and its key is not; bring it back to {key}")
     else:
         from ..pipelines.seal import create_key_file  # here: cryptography is slow to load
 
