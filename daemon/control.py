@@ -14,6 +14,8 @@ from msgspec import Meta, Struct
 
 from ..pipelines.errors import VisagedError
 from ..pipelines.loop.said import Said
+from .curve import ClientKey
+from .keys import Role
 from .sockets import MAX_CONTROL_BYTES, ControlServer, ControlSocket, Request
 
 log = logging.getLogger(__name__)
@@ -50,6 +52,12 @@ class Flag(Said, frozen=True, kw_only=True, tag="flag", tag_field="op"):
 
 Order = Ping | Status | EnrolTrack | Flag
 OPS = ("ping", "status", "enrol_track", "flag")
+ROLES: dict[type[Struct], Role] = {  # what a client on another machine needs; not listed: admin
+    Ping: Role.SUBSCRIBE,
+    Status: Role.SUBSCRIBE,
+    EnrolTrack: Role.ENROL,
+    Flag: Role.FLAG,
+}
 
 
 class Done(Struct, frozen=True, kw_only=True, tag="done", tag_field="answer"):
@@ -73,6 +81,34 @@ _encoder = msgspec.msgpack.Encoder()
 _orders = msgspec.msgpack.Decoder(Order)
 _answers = msgspec.msgpack.Decoder(Done | Refused)
 _tag_probe = msgspec.msgpack.Decoder(dict[str, Any])
+
+
+class OrderError(VisagedError):
+    """A request is no order; `reason` is what it is counted under."""
+
+    def __init__(self, reason: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.reason = reason
+
+
+def decode_order(body: bytes) -> Order:
+    """Return the order in the `body` of a request.
+
+    Raises:
+        OrderError: oversized, malformed or unknown.
+    """
+    if len(body) > MAX_CONTROL_BYTES:
+        raise OrderError("oversized", f"request of {len(body)} bytes, allowed are {MAX_CONTROL_BYTES}")
+    try:
+        order: Order = _orders.decode(body)
+    except msgspec.DecodeError as error:
+        raise OrderError(*_explain(body, error)) from error
+    return order
+
+
+def refusal(sentence: str) -> bytes:
+    """Return the answer to an order that is not carried out."""
+    return _encoder.encode(Refused(sentence=sentence))
 
 
 class Control:
@@ -128,12 +164,10 @@ class Control:
         return False
 
     def _answer(self, body: bytes) -> Done | Refused | Later:
-        if len(body) > MAX_CONTROL_BYTES:
-            return self._refuse("oversized", f"request of {len(body)} bytes, allowed are {MAX_CONTROL_BYTES}")
         try:
-            order = _orders.decode(body)
-        except msgspec.DecodeError as error:
-            return self._refuse(*_explain(body, error))
+            order = decode_order(body)
+        except OrderError as error:
+            return self._refuse(error.reason, str(error))
         handler = self._handlers.get(type(order))
         if handler is None:
             return self._refuse("unknown_op", f"this daemon does not answer {type(order).__name__} yet")
@@ -157,9 +191,9 @@ class Control:
 class ControlClient:
     """Asks the running daemon. Owned by the thread that made it."""
 
-    def __init__(self, runtime: Path) -> None:
-        """Connect to the daemon whose runtime folder is `runtime`."""
-        self._socket = ControlSocket(runtime)
+    def __init__(self, where: Path | str, key: ClientKey | None = None) -> None:
+        """Connect to the daemon whose runtime folder is `where`, or with a `key` to `tcp://HOST:PORT`."""
+        self._socket = ControlSocket(where, key)
 
     def request(self, order: Order, timeout_s: float = 5.0) -> dict[str, Any]:
         """Return what the daemon answers to `order`.

@@ -78,7 +78,7 @@ class Inference:
         self._intake = Intake(
             names, paths.runtime, paths.shm, lambda camera: metrics.malformed.labels(camera).inc()
         )
-        self._publisher = Publisher(paths.runtime, config.publisher)
+        self._publisher = Publisher(paths.runtime)
         self._flagging = Flagging(config, self._stages, metrics)
         self._control = Control(paths.runtime, lambda why: metrics.control_errors.labels(why).inc())
         self._control.handle(EnrolTrack, self._enrol_track)

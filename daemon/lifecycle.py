@@ -1,7 +1,7 @@
 """The life of every process: `python -m visaged.daemon.lifecycle NAME --config FILE`.
 
-NAME is `infer`, `capture@CAMERA`, `supervisor` or `build`. systemd units and the supervisor start the same
-command. What is the same for all is here: logging, signals, metrics, exit codes and the only
+NAME is `infer`, `capture@CAMERA`, `gateway`, `supervisor` or `build`. systemd units and the supervisor start
+the same command. What is the same for all is here: logging, signals, metrics, exit codes and the only
 `except Exception`. The work is in functions that are imported late, so that each process loads only what
 it needs:
 
@@ -9,6 +9,7 @@ it needs:
                         notifier: Notifier) -> int
     infer.run_infer(config: Config, metrics: InferMetrics, stop: Event, build: Sequence[str],
                     notifier: Notifier) -> int
+    gateway.run_gateway(outline: Outline, metrics: GatewayMetrics, stop: Event) -> int
     builder.run_build(config: Config, stop: Event) -> int
     supervisor.run_supervisor(outline: Outline, file: Path, metrics: SupervisorMetrics, stop: Event) -> int
 
@@ -34,7 +35,7 @@ from pathlib import Path
 
 from ..pipelines.errors import ConfigError, VisagedError
 from . import logs
-from .metrics import CaptureMetrics, InferMetrics, SupervisorMetrics
+from .metrics import CaptureMetrics, GatewayMetrics, InferMetrics, SupervisorMetrics
 from .notify import Notifier
 from .outline import Outline, load_outline, prepare_folder, require_cameras
 from .process_table import Process, command, processes
@@ -51,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="visaged.daemon.lifecycle", description="Run one process of visaged."
     )
-    parser.add_argument("name", help="infer, capture@CAMERA, supervisor or build")
+    parser.add_argument("name", help="infer, capture@CAMERA, gateway, supervisor or build")
     parser.add_argument("--config", type=Path, required=True, help="the TOML file")
     parser.add_argument("--parent", type=int, default=0, help="end when this process does")
     options = parser.parse_args(arguments)
@@ -99,6 +100,13 @@ def run(name: str, outline: Outline, file: Path, stop: threading.Event, notifier
 
     process = find_process(name, outline, file)
     os.nice(process.row.nice)
+    if process.row.kind == "gateway":
+        from .gateway import run_gateway
+
+        with GatewayMetrics(name) as gateway_metrics:
+            gateway_metrics.serve(outline.metrics, process.port_offset)
+            return run_gateway(outline, gateway_metrics, stop)
+
     limit_opencv_threads()
     if process.row.kind == "capture":
         from .capture import run_capture
@@ -126,7 +134,7 @@ def find_process(name: str, outline: Outline, file: Path) -> Process:
     Raises:
         ConfigError: there is none; a camera may be missing in the configuration.
     """
-    table = processes([camera.name for camera in outline.camera])
+    table = processes([camera.name for camera in outline.camera], is_remote=outline.remote.is_enabled)
     for process in table:
         if process.name == name:
             return process

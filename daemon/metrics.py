@@ -279,6 +279,34 @@ class InferMetrics(Metrics):
         )
 
 
+class GatewayMetrics(Metrics):
+    """What the gateway to other machines counts."""
+
+    def __init__(self, process: str = "gateway") -> None:
+        super().__init__(process)
+        registry = self.registry
+        self.connections = prometheus.Counter(
+            "visaged_remote_connections_total", "Connections from other machines.", registry=registry
+        )
+        self.requests = prometheus.Counter(
+            "visaged_remote_requests_total", "Control requests from other machines.", registry=registry
+        )
+        self.refused = prometheus.Counter(
+            "visaged_auth_refused_total",
+            "Connections and requests from other machines refused, by reason.",
+            ["reason"],
+            registry=registry,
+        )
+        self.cuts = prometheus.Counter(
+            "visaged_remote_cuts_total",
+            "Times all subscribers on other machines were disconnected because one lost its right.",
+            registry=registry,
+        )
+        self.subscriptions = prometheus.Gauge(
+            "visaged_remote_subscriptions", "Subscriptions held from other machines.", registry=registry
+        )
+
+
 class SupervisorMetrics(Metrics):
     """What the supervisor counts."""
 
