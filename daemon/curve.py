@@ -8,7 +8,7 @@ Source: rfc.zeromq.org, 26/CurveZMQ and 27/ZAP.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 
@@ -150,12 +150,11 @@ class Monitor:
         watched.monitor(endpoint, events)
         self.socket.connect(endpoint)
 
-    def events(self) -> list[zmq.Event]:
-        """Return what happened since the last call."""
-        found: list[zmq.Event] = []
+    def events(self) -> Iterator[tuple[zmq.Event, int]]:
+        """Yield what happened since the last call, and for some events the connection's descriptor."""
         while self.socket.poll(0):
-            found.append(zmq.Event(recv_monitor_message(self.socket)["event"]))
-        return found
+            message = recv_monitor_message(self.socket)
+            yield zmq.Event(message["event"]), message["value"]
 
     def close(self) -> None:
         """Stop receiving; a second call does nothing."""
@@ -170,13 +169,30 @@ class ServerMonitor(Monitor):
     FAILED = zmq.Event.HANDSHAKE_FAILED_NO_DETAIL | zmq.Event.HANDSHAKE_FAILED_PROTOCOL
 
     def __init__(self, watched: Socket) -> None:
-        super().__init__(watched, self.FAILED | zmq.Event.ACCEPTED)
+        super().__init__(watched, self.FAILED | zmq.Event.ACCEPTED | zmq.Event.DISCONNECTED)
+        self._open: set[int] = set()
+        self.n_accepted, self.n_failed = 0, 0
 
-    def counts(self) -> tuple[int, int]:
-        """Return how many connected and how many failed since the last call."""
-        events = self.events()
-        n_accepted = events.count(zmq.Event.ACCEPTED)
-        return n_accepted, len(events) - n_accepted
+    @property
+    def n_open(self) -> int:
+        """How many connections are open, those in a handshake included; as of the last `poll`."""
+        return len(self._open)
+
+    def poll(self) -> None:
+        """Count what happened since the last call."""
+        for event, value in self.events():
+            if event == zmq.Event.ACCEPTED:
+                self._open.add(value)
+                self.n_accepted += 1
+            elif event == zmq.Event.DISCONNECTED:
+                self._open.discard(value)
+            else:
+                self.n_failed += 1
+
+    def forget_open(self) -> None:
+        """Take all connections for closed, as after closing the endpoint."""
+        self.poll()
+        self._open.clear()
 
 
 class ClientMonitor(Monitor):
@@ -196,7 +212,7 @@ class ClientMonitor(Monitor):
 
     def trouble(self) -> Trouble:
         """Return the state now."""
-        for event in self.events():
+        for event, _ in self.events():
             if event == zmq.Event.DISCONNECTED:  # also follows a failed handshake, which says more
                 if self._trouble is Trouble.NONE:
                     self._trouble = Trouble.UNREACHABLE

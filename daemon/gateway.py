@@ -6,16 +6,18 @@ everything. Without `[remote]` in the configuration there is no gateway.
 """
 
 import logging
+import resource
 import threading
 import time
 from typing import Self
 
 from ..pipelines.errors import VisagedError
 from .control import MAX_PER_POLL, ROLES, OrderError, Ping, Status, decode_order, refusal
+from .curve import KeyPair
 from .keys import Client, KeyStore, Role
 from .metrics import GatewayMetrics
 from .outline import Outline
-from .remote_sockets import RemoteRequest, RemoteSockets
+from .remote_sockets import RemoteRequest, RemoteServer, RemoteSockets
 from .token_bucket import TokenBucket
 
 log = logging.getLogger(__name__)
@@ -32,6 +34,8 @@ def run_gateway(outline: Outline, metrics: GatewayMetrics, stop: threading.Event
     Raises:
         ConfigError: no keys, or an address that cannot be bound.
     """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 8 * outline.remote.max_connections + 256), most))
     with Gateway(outline, metrics) as gateway:
         gateway.serve(stop)
     return 0
@@ -57,15 +61,18 @@ class Gateway:
         self._told_at_s: dict[str, float] = {}
         self._sockets = RemoteSockets(outline.paths.runtime, self._config.results, self._config.control)
         try:
-            if self._sockets.results is not None:
-                self._sockets.results.serve(None if self._config.allow_plaintext_tcp else self._server)
-            if self._sockets.control is not None:
-                self._sockets.control.serve(self._server)
+            for server in self._sockets.servers:
+                server.serve(self._pair_of(server))
         except VisagedError:
             self._sockets.close()
             raise
-        for reason in ("unknown_key", "revoked", "role", "rate", "handshake"):
+        for reason in ("unknown_key", "revoked", "role", "rate", "connections", "handshake"):
             metrics.refused.labels(reason).inc(0)
+
+    @property
+    def servers(self) -> list[RemoteServer]:
+        """The endpoints: results, then control, as far as they are configured."""
+        return [*self._sockets.servers]
 
     def serve(self, stop: threading.Event) -> None:
         """Pass on until `stop` is set; what infer published by then is passed on too."""
@@ -101,36 +108,50 @@ class Gateway:
         now_s = time.monotonic()
         self._look_at_s = now_s + LOOK_S
         self._read_keys()
-        n_connected, n_failed = self._sockets.counts()
-        self._metrics.connections.inc(n_connected)
-        self._metrics.refused.labels("handshake").inc(n_failed)
+        for server in self._sockets.servers:
+            self._watch(server)
         if self._sockets.results is not None:
             self._metrics.subscriptions.set(self._sockets.results.n_subscriptions)
         late = [n for n, (_, asked_s) in self._waiting.items() if now_s - asked_s > FORGET_S]
         for number in late:
             del self._waiting[number]
 
+    def _watch(self, server: RemoteServer) -> None:
+        """Count what connected; with too many at once disconnect all, before descriptors run out."""
+        monitor = server.monitor
+        monitor.poll()
+        self._metrics.connections.inc(monitor.n_accepted)
+        self._metrics.refused.labels("handshake").inc(monitor.n_failed)
+        monitor.n_accepted = monitor.n_failed = 0
+        if monitor.n_open > self._config.max_connections:
+            self._refuse("connections", f"{monitor.n_open} connections at once; all have to connect again")
+            self._cut(server)
+
+    def _cut(self, server: RemoteServer) -> None:
+        server.serve_anew(self._pair_of(server))
+        self._metrics.cuts.inc()
+
+    def _pair_of(self, server: RemoteServer) -> KeyPair | None:
+        is_plain = server is self._sockets.results and self._config.allow_plaintext_tcp
+        return None if is_plain or self._keys is None else self._keys.server
+
     def _read_keys(self) -> None:
         """Take over what changed in the folder of keys; cut connections that lost their right."""
         if self._keys is None or not self._keys.refresh():
             return
         for problem in self._keys.problems:
-            log.error("a client may not connect: %s", problem)
+            log.error("somebody may not connect: %s", problem)
         subscribers = self._keys.having(Role.SUBSCRIBE)
         is_rotated = self._keys.server != self._server
         lost = self._subscribers - subscribers
         self._subscribers, self._server = subscribers, self._keys.server
         log.info("read the keys, %d clients may subscribe", len(subscribers))
-        if (
-            self._sockets.results is not None
-            and not self._config.allow_plaintext_tcp
-            and (lost or is_rotated)
-        ):
-            self._sockets.results.serve_anew(self._server)
-            self._metrics.cuts.inc()
+        results, control = self._sockets.results, self._sockets.control
+        if results is not None and self._pair_of(results) and (lost or is_rotated):
+            self._cut(results)
             log.info("disconnected all subscribers, those that still may will come back")
-        if self._sockets.control is not None and is_rotated:
-            self._sockets.control.serve_anew(self._server)
+        if control is not None and is_rotated:
+            self._cut(control)
 
     def _may_enter(self, channel: str, public: str) -> bool:
         self._read_keys()
@@ -170,7 +191,8 @@ class Gateway:
         if sentence := self._may(client, request.public, None):
             return sentence
         assert client is not None
-        if not self._bucket_of(client).take(time.monotonic()):
+        now_s = time.monotonic()
+        if not self._bucket_of(client, now_s).take(now_s):
             allowed = f"{self._config.requests_per_s:g} requests a second"
             return self._refuse("rate", f"{client.name} asks too often: {allowed} are allowed")
         try:
@@ -182,7 +204,7 @@ class Gateway:
         number = self._n_asked = self._n_asked + 1
         if len(self._waiting) >= MAX_WAITING or not self._sockets.control.ask_infer(number, request.body):
             return "the daemon does not keep up with requests, or is starting; ask again in a moment"
-        self._waiting[number] = request, time.monotonic()
+        self._waiting[number] = request, now_s
         if not isinstance(order, Ping | Status):
             log.info("%s asked for %s", client.name, type(order).__name__)
         return ""
@@ -195,10 +217,9 @@ class Gateway:
             if asked := self._waiting.pop(number, None):
                 control.reply(asked[0], body)
 
-    def _bucket_of(self, client: Client) -> TokenBucket:
-        return self._buckets.setdefault(
-            client.public, TokenBucket(self._config.requests_per_s, self._config.burst)
-        )
+    def _bucket_of(self, client: Client, now_s: float) -> TokenBucket:
+        fresh = TokenBucket(self._config.requests_per_s, self._config.burst, now_s)
+        return self._buckets.setdefault(client.public, fresh)
 
     def _refuse(self, reason: str, sentence: str) -> str:
         """Count a refusal and return its sentence; the log hears of each reason once a minute at most."""

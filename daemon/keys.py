@@ -82,23 +82,29 @@ class KeyStore:
         self._seen: object = None
         self._clients: dict[str, Client] = {}
         self.problems: list[str] = []
-        self.server: KeyPair
+        self.server = read_server(folder)
         self.refresh()
 
     def refresh(self) -> bool:
-        """Read the folder again if it changed; return whether it did. A broken file admits nobody.
+        """Read the folder again if it changed; return whether it says something else now.
 
-        Raises:
-            ConfigError: the server key changed and cannot be used.
+        What cannot be read admits nobody and is a sentence in `problems`; the server keeps its old key.
         """
-        seen = [_stamp(path) for path in (server_file(self._folder), *client_files(self._folder))]
-        if seen == self._seen:
-            return False
-        self.server = read_server(self._folder)
-        clients, self.problems = read_clients(self._folder)
+        before = self.server, self._clients, self.problems
+        try:
+            seen = [_stamp(path) for path in (server_file(self._folder), *client_files(self._folder))]
+            if seen == self._seen:
+                return False
+            clients, self.problems = read_clients(self._folder)
+        except OSError as error:  # no file descriptor left: a flood must not keep a revoked client in
+            seen, clients, self.problems = [], [], [f"{self._folder} cannot be read ({error})"]
+        try:
+            self.server = read_server(self._folder)
+        except ConfigError as error:
+            self.problems = [*self.problems, f"the server key is not replaced: {error}"]
         self._clients = {client.public: client for client in clients}
-        self._seen = seen
-        return True
+        self._seen = None if self.problems else seen  # what failed is tried again
+        return (self.server, self._clients, self.problems) != before
 
     def find(self, public: str) -> Client | None:
         """Return the client with this public key, revoked or not."""

@@ -299,7 +299,7 @@ class GatewayMetrics(Metrics):
         )
         self.cuts = prometheus.Counter(
             "visaged_remote_cuts_total",
-            "Times all subscribers on other machines were disconnected because one lost its right.",
+            "Times everybody on an endpoint was disconnected: one lost its right, or there were too many.",
             registry=registry,
         )
         self.subscriptions = prometheus.Gauge(

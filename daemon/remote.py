@@ -24,6 +24,8 @@ class RemoteConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Control requests that one client may make per second in the long run."""
     burst: Annotated[int, Meta(ge=1, le=1000)] = 20
     """Control requests that one client may make at once after a pause."""
+    max_connections: Annotated[int, Meta(ge=1, le=10000)] = 500
+    """Connections to an endpoint, half-open ones included; one more, and all have to connect again."""
     allow_plaintext_tcp: bool = False
     """True: `results` is neither encrypted nor restricted; anybody who reaches the port reads every face."""
 

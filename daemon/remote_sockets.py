@@ -30,12 +30,12 @@ Context = zmq.Context[Socket]
 
 
 class RemoteServer(_Owner):
-    """One tcp endpoint, encrypted where there is a key pair."""
+    """One tcp endpoint, encrypted where there is a key pair; `endpoint` is what clients connect to."""
 
     def __init__(self, kind: int, channel: str, endpoint: str, context: Context, max_bytes: int) -> None:
         super().__init__(kind, CHANNELS[channel].depth, max_bytes, context)
-        self._channel, self._endpoint = channel, endpoint
-        self._monitor = ServerMonitor(self._socket)
+        self._channel, self.endpoint = channel, endpoint
+        self.monitor = ServerMonitor(self._socket)
         limit_server(self._socket)
 
     def serve(self, pair: KeyPair | None) -> None:
@@ -46,34 +46,32 @@ class RemoteServer(_Owner):
         """
         if pair is not None:
             encrypt_server(self._socket, pair, self._channel)
-        self._bind(self._endpoint)
-        self._bound = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._bind(self.endpoint)
+        self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)  # port 0 has become one
 
-    def serve_anew(self, pair: KeyPair) -> None:
+    def serve_anew(self, pair: KeyPair | None) -> None:
         """Disconnect everybody and bind again; clients come back by themselves and are asked for keys.
 
         Raises:
             VisagedError: the address was taken meanwhile.
         """
-        self._socket.unbind(self._bound)
-        encrypt_server(self._socket, pair, self._channel)
+        self._socket.unbind(self.endpoint)
+        self.monitor.forget_open()
+        if pair is not None:
+            encrypt_server(self._socket, pair, self._channel)
         deadline = time.monotonic() + REBIND_S
         while True:
             try:
-                self._socket.bind(self._bound)
+                self._socket.bind(self.endpoint)
                 return
             except zmq.ZMQError as error:
                 if time.monotonic() > deadline:
-                    raise VisagedError(f"cannot bind {self._bound} again ({error})") from error
+                    raise VisagedError(f"cannot bind {self.endpoint} again ({error})") from error
                 time.sleep(0.005)
-
-    def counts(self) -> tuple[int, int]:
-        """Return connections and failed handshakes since the last call."""
-        return self._monitor.counts()
 
     def close(self) -> None:
         """Close the socket; a second call does nothing."""
-        self._monitor.close()
+        self.monitor.close()
         super().close()
 
 
@@ -195,10 +193,13 @@ class RemoteSockets:
         self.results = RemoteResults(runtime, results, self._context) if results else None
         self.control = RemoteControl(runtime, control, self._context) if control else None
         self._poller = zmq.Poller()
-        servers = [server for server in (self.results, self.control) if server is not None]
-        for socket in (self._zap.socket, *(s for server in servers for s in server.sockets)):
+        for socket in (self._zap.socket, *(socket for server in self.servers for socket in server.sockets)):
             self._poller.register(socket, zmq.POLLIN)
-        self._servers: list[RemoteServer] = [*servers]
+
+    @property
+    def servers(self) -> list["RemoteResults | RemoteControl"]:
+        """What is served."""
+        return [server for server in (self.results, self.control) if server is not None]
 
     def wait(self, timeout_ms: int) -> None:
         """Return when something came, or after `timeout_ms`."""
@@ -208,14 +209,9 @@ class RemoteSockets:
         """Answer the handshakes that wait by `may_enter(channel, public key)`."""
         self._zap.poll(may_enter)
 
-    def counts(self) -> tuple[int, int]:
-        """Return connections and failed handshakes since the last call."""
-        counts = [server.counts() for server in self._servers]
-        return sum(n for n, _ in counts), sum(n for _, n in counts)
-
     def close(self) -> None:
         """Close everything; a second call does nothing."""
-        for server in self._servers:
+        for server in self.servers:
             server.close()
         self._zap.close()
         self._context.term()

@@ -1,17 +1,15 @@
 """A limit on how often something may happen: so often in the long run, so often at once."""
 
-import time
-
 
 class TokenBucket:
-    """Starts full. Owned by the thread that made it."""
+    """Starts full. Owned by the thread that made it; times are monotonic seconds."""
 
-    def __init__(self, per_s: float, burst: int) -> None:
+    def __init__(self, per_s: float, burst: int, now_s: float) -> None:
         self._per_s, self._burst = per_s, burst
-        self._tokens, self._at_s = float(burst), time.monotonic()
+        self._tokens, self._at_s = float(burst), now_s
 
     def take(self, now_s: float) -> bool:
-        """Return whether it may happen at `now_s` (monotonic), and count it if so."""
+        """Return whether it may happen at `now_s`, and count it if so."""
         self._tokens = min(self._burst, self._tokens + (now_s - self._at_s) * self._per_s)
         self._at_s = now_s
         if self._tokens < 1:

@@ -35,9 +35,9 @@ from visaged.pipelines.message import FaceFrame
 class Site:
     """infer's sockets and a gateway in a thread each, and the folder of keys."""
 
-    def __init__(self, runtime: Path, port: int, **settings: Any) -> None:
+    def __init__(self, runtime: Path, results: str = "tcp://127.0.0.1:0", **settings: Any) -> None:
         self.runtime, self.keys = runtime, runtime / "keys"
-        self.results, self.control = f"tcp://127.0.0.1:{port}", f"tcp://127.0.0.1:{port + 1}"
+        self.results, self.control = results, "tcp://127.0.0.1:0"  # free ports; known when it runs
         remote = RemoteConfig(results=self.results, control=self.control, keys=self.keys, **settings)
         self.outline = Outline(paths=PathsConfig(runtime=runtime, state=runtime), remote=remote)
         self.metrics = GatewayMetrics()
@@ -65,6 +65,7 @@ class Site:
 
     def _gateway(self, ready: threading.Event) -> None:
         with Gateway(self.outline, self.metrics) as gateway:
+            self.results, self.control = (server.endpoint for server in gateway.servers)
             ready.set()
             while not self._stop.is_set():
                 gateway.step(10)
@@ -98,9 +99,14 @@ def draft() -> FaceFrame:
     )  # fmt: skip
 
 
+def port_of(endpoint: str) -> tuple[str, int]:
+    host, _, port = endpoint.removeprefix("tcp://").partition(":")
+    return host, int(port)
+
+
 @pytest.fixture
-def site(runtime: Path, free_port: int) -> Iterator[Site]:
-    made = Site(runtime, free_port)
+def site(runtime: Path) -> Iterator[Site]:
+    made = Site(runtime)
     create_server(made.keys)
     with made.running():
         yield made
@@ -121,7 +127,7 @@ def test_a_known_client_receives_results_over_tcp(site: Site) -> None:
         assert results.trouble == ""
 
 
-def test_what_goes_over_the_wire_cannot_be_read(site: Site, free_port: int) -> None:
+def test_what_goes_over_the_wire_cannot_be_read(site: Site) -> None:
     key = read_client(site.client("laptop", Role.SUBSCRIBE))
     with tap(site.results) as (endpoint, bytes_seen), ResultsSubscriber(endpoint, [b""], key) as results:
         for _ in range(20):
@@ -147,8 +153,7 @@ def tap(endpoint: str) -> Iterator[tuple[str, bytearray]]:
                     end.shutdown(socket.SHUT_RDWR)
 
         def serve() -> None:
-            host, port = endpoint.removeprefix("tcp://").split(":")
-            with server.accept()[0] as client, socket.create_connection((host, int(port))) as daemon:
+            with server.accept()[0] as client, socket.create_connection(port_of(endpoint)) as daemon:
                 back = threading.Thread(target=copy, args=(daemon, client))
                 back.start()
                 copy(client, daemon)
@@ -291,7 +296,7 @@ def test_a_rotated_server_key_cuts_everybody_until_told(site: Site) -> None:
     with ControlClient(site.control, old) as control:
         assert control.request(Ping()) == {}
         server = rotate_server(site.keys)
-        wait_until(lambda: site.metrics.registry.get_sample_value("visaged_remote_cuts_total") == 1)
+        wait_until(lambda: site.metrics.registry.get_sample_value("visaged_remote_cuts_total") == 2)
         with pytest.raises(VisagedError, match="was rotated"):
             control.request(Ping(), timeout_s=1.0)
 
@@ -322,8 +327,8 @@ def test_garbage_from_a_known_client_does_not_reach_infer(site: Site, body: byte
     assert site.asked == []
 
 
-def test_a_client_that_asks_too_often_is_refused_and_others_are_served(runtime: Path, free_port: int) -> None:
-    made = Site(runtime, free_port, requests_per_s=0.001, burst=3)
+def test_a_client_that_asks_too_often_is_refused_and_others_are_served(runtime: Path) -> None:
+    made = Site(runtime, requests_per_s=0.001, burst=3)
     create_server(made.keys)
 
     with made.running() as site:
@@ -338,8 +343,45 @@ def test_a_client_that_asks_too_often_is_refused_and_others_are_served(runtime: 
     assert site.refused("rate") == 1
 
 
-def test_plain_results_need_no_key_where_the_configuration_says_so(runtime: Path, free_port: int) -> None:
-    made = Site(runtime, free_port, allow_plaintext_tcp=True)
+def test_one_connection_too_many_cuts_all_and_who_may_comes_back(runtime: Path) -> None:
+    made = Site(runtime, max_connections=10)
+    create_server(made.keys)
+
+    with made.running() as site, Subscriber(site.results, key=site.client("wall", Role.SUBSCRIBE)) as wall:
+        assert wall.receive(5) is not None
+        with contextlib.ExitStack() as stack:
+            for _ in range(10):
+                stack.enter_context(socket.create_connection(port_of(site.results)))
+            wait_until(lambda: site.refused("connections") == 1)
+        drain(wall, 1.0)
+        assert wall.receive(5) is not None
+        assert wall.n_lost > 0
+
+
+def test_half_open_and_garbage_connections_end_and_are_counted(
+    runtime: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("visaged.daemon.curve.HANDSHAKE_MS", 200)
+    made = Site(runtime)
+    create_server(made.keys)
+    greeting = b"\xff" + bytes(8) + b"\x7f\x03\x00CURVE" + bytes(48)
+
+    with made.running() as site:
+        for first in (b"", b"\xff" * 100, b"GET / HTTP/1.1\r\n\r\n", greeting, greeting + b"\x04\x05HELLO"):
+            with socket.create_connection(port_of(site.control), timeout=5) as peer:
+                peer.sendall(first)
+                with contextlib.suppress(ConnectionResetError):
+                    while peer.recv(4096):
+                        pass  # until the gateway hangs up; a timeout would fail the test
+        with ControlClient(site.control, read_client(site.client("desk", Role.ADMIN))) as control:
+            assert control.request(Ping()) == {}
+        wait_until(lambda: site.refused("handshake") > 0)
+
+    assert site.asked == []
+
+
+def test_plain_results_need_no_key_where_the_configuration_says_so(runtime: Path) -> None:
+    made = Site(runtime, allow_plaintext_tcp=True)
     create_server(made.keys)  # for control, which is never plain
 
     with made.running() as site, Subscriber(site.results) as results:
@@ -348,8 +390,8 @@ def test_plain_results_need_no_key_where_the_configuration_says_so(runtime: Path
             control.ask(b"", 1.0)
 
 
-def test_without_a_server_key_the_gateway_does_not_start(runtime: Path, free_port: int) -> None:
-    site = Site(runtime, free_port)
+def test_without_a_server_key_the_gateway_does_not_start(runtime: Path) -> None:
+    site = Site(runtime)
 
     with pytest.raises(ConfigError, match="visaged keys init") as caught:
         Gateway(site.outline, site.metrics)
@@ -357,7 +399,7 @@ def test_without_a_server_key_the_gateway_does_not_start(runtime: Path, free_por
 
 
 def test_a_port_in_use_is_said_in_a_sentence(runtime: Path, free_port: int) -> None:
-    site = Site(runtime, free_port)
+    site = Site(runtime, f"tcp://127.0.0.1:{free_port}")
     create_server(site.keys)
 
     in_use = pytest.raises(ConfigError, match=f"{free_port}.*in use.*another port")
