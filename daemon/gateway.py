@@ -16,6 +16,7 @@ from .control import MAX_PER_POLL, ROLES, OrderError, Ping, Status, decode_order
 from .curve import KeyPair
 from .keys import Client, KeyStore, Role
 from .metrics import GatewayMetrics
+from .notify import Notifier
 from .outline import Outline
 from .remote_sockets import RemoteRequest, RemoteServer, RemoteSockets
 from .token_bucket import TokenBucket
@@ -28,7 +29,9 @@ FORGET_S = 30.0  # an answer that infer owes for this long is not waited for any
 MAX_WAITING = 256  # requests that infer has not answered
 
 
-def run_gateway(outline: Outline, metrics: GatewayMetrics, stop: threading.Event) -> int:
+def run_gateway(
+    outline: Outline, metrics: GatewayMetrics, stop: threading.Event, notifier: Notifier | None = None
+) -> int:
     """Serve other machines until `stop` is set; return the exit code.
 
     Raises:
@@ -37,7 +40,7 @@ def run_gateway(outline: Outline, metrics: GatewayMetrics, stop: threading.Event
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 8 * outline.remote.max_connections + 256), most))
     with Gateway(outline, metrics) as gateway:
-        gateway.serve(stop)
+        gateway.serve(stop, notifier or Notifier())
     return 0
 
 
@@ -74,11 +77,14 @@ class Gateway:
         """The endpoints: results, then control, as far as they are configured."""
         return [*self._sockets.servers]
 
-    def serve(self, stop: threading.Event) -> None:
+    def serve(self, stop: threading.Event, notifier: Notifier) -> None:
         """Pass on until `stop` is set; what infer published by then is passed on too."""
         self._say_what_is_served()
+        served = (("results", self._config.results), ("control", self._config.control))
+        notifier.ready(", ".join(f"{channel} at {endpoint}" for channel, endpoint in served if endpoint))
         while not stop.is_set():
             self.step(WAIT_MS)
+            notifier.alive()
         if self._sockets.results is not None:
             self._sockets.results.forward()
 

@@ -9,7 +9,7 @@ it needs:
                         notifier: Notifier) -> int
     infer.run_infer(config: Config, metrics: InferMetrics, stop: Event, build: Sequence[str],
                     notifier: Notifier) -> int
-    gateway.run_gateway(outline: Outline, metrics: GatewayMetrics, stop: Event) -> int
+    gateway.run_gateway(outline: Outline, metrics: GatewayMetrics, stop: Event, notifier: Notifier) -> int
     builder.run_build(config: Config, stop: Event) -> int
     supervisor.run_supervisor(outline: Outline, file: Path, metrics: SupervisorMetrics, stop: Event) -> int
 
@@ -105,7 +105,7 @@ def run(name: str, outline: Outline, file: Path, stop: threading.Event, notifier
 
         with GatewayMetrics(name) as gateway_metrics:
             gateway_metrics.serve(outline.metrics, process.port_offset)
-            return run_gateway(outline, gateway_metrics, stop)
+            return run_gateway(outline, gateway_metrics, stop, notifier)
 
     limit_opencv_threads()
     if process.row.kind == "capture":

@@ -251,7 +251,7 @@ class _Client(_Owner):
                 return True
             if self.is_refused:
                 raise VisagedError(self.trouble)
-            if not ready and left_ms == 0:
+            if left_ms == 0:
                 return False
 
 

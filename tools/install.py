@@ -16,12 +16,12 @@ from typing import Annotated
 
 import typer
 
-from ..daemon.outline import load_outline
+from ..daemon.outline import Outline, load_outline
 from ..pipelines.errors import VisagedError
 
 SOURCE = Path(__file__).resolve().parents[1] / "systemd"
 SHIPPED_PYTHON = "/opt/visaged/.venv/bin/python"  # in the units as they are shipped
-UNITS = ("visaged.target", "visaged-infer.service", "visaged-capture@.service")
+UNITS = ("visaged.target", "visaged-infer.service", "visaged-gateway.service", "visaged-capture@.service")
 FILES = {
     **{unit: f"/etc/systemd/system/{unit}" for unit in UNITS},
     "sysusers.d/visaged.conf": "/etc/sysusers.d/visaged.conf",
@@ -102,7 +102,7 @@ def install(
     system = System(root.absolute(), python or Path(sys.executable))
     check_place(system, dry_run)
     perform(to_install(system), dry_run)
-    if not cameras_of(system):
+    if not units_of(system):
         typer.echo(f"next: add a [[camera]] to {system.at(CONFIG)}, then run this again")
     elif system.is_running and not dry_run:
         typer.echo("next: systemctl restart visaged.target, then systemctl status 'visaged-*'")
@@ -175,7 +175,7 @@ def to_install(system: System) -> Iterator[Action]:
         yield system.command("systemd-tmpfiles", "--create", "visaged.conf")
     if is_changed and system.is_running:
         yield system.command("systemctl", "daemon-reload")
-    yield from for_the_cameras(system)
+    yield from for_the_units(system)
 
 
 def for_the_key(system: System, store: str) -> Iterator[Action]:
@@ -194,15 +194,14 @@ def for_the_key(system: System, store: str) -> Iterator[Action]:
         yield Action(f"make a new key {key}", lambda: create_key_file(key))
 
 
-def for_the_cameras(system: System) -> Iterator[Action]:
-    """Yield what makes the enabled units those of the cameras in the configuration."""
-    names = cameras_of(system)
-    wanted = [f"visaged-capture@{name}.service" for name in names]
+def for_the_units(system: System) -> Iterator[Action]:
+    """Yield what makes the enabled units those that the configuration has work for."""
+    wanted = units_of(system)
     folder = system.at("/etc/systemd/system/visaged.target.wants")
     enabled = {path.name for path in folder.glob("visaged-*")}
-    if stale := sorted(name for name in enabled if "@" in name and name not in wanted):
+    if stale := sorted(enabled - set(wanted)) if wanted else []:
         yield system.command("systemctl", "disable", *(["--now"] if system.is_running else []), *stale)
-    if missing := [name for name in ["visaged-infer.service", *wanted] if names and name not in enabled]:
+    if missing := [name for name in wanted if name not in enabled]:
         yield system.command("systemctl", "enable", "visaged.target", *missing)
 
 
@@ -265,14 +264,19 @@ def check_rights(system: System, dry_run: bool) -> None:
         raise VisagedError("this needs root; look with --dry-run what it does, then run it with sudo")
 
 
-def cameras_of(system: System) -> list[str]:
-    """Return the names of the cameras in the system's configuration; none where there is no file.
+def units_of(system: System) -> list[str]:
+    """Return the services that the system's configuration has work for; none without a camera.
 
     Raises:
         ConfigError: the file is wrong.
     """
     path = system.at(CONFIG)
-    return [camera.name for camera in load_outline(path).camera] if path.exists() else []
+    outline = load_outline(path) if path.exists() else Outline()
+    if not outline.camera:
+        return []
+    gateway = ["visaged-gateway.service"] if outline.remote.is_enabled else []
+    cameras = [f"visaged-capture@{camera.name}.service" for camera in outline.camera]
+    return ["visaged-infer.service", *gateway, *cameras]
 
 
 def write(path: Path, text: str, mode: int) -> None:
