@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch.jit import TracerWarning  # type: ignore[attr-defined]
 
 from ..engines.precision import parse_onnx
 from ..registry import ChipRecipe
@@ -42,6 +43,7 @@ def export(
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # the other exporter needs onnxscript
+        warnings.simplefilter("ignore", TracerWarning)  # sides of maps are constants: only N varies
         torch.onnx.export(
             whole,
             (chips,),

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import ConfigError
+
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
 Bool = npt.NDArray[np.bool_]
@@ -56,6 +58,31 @@ class Samples:
         """Return the samples where `keep` is true, or those at its indices."""
         return replace(
             self, pictures=self.pictures[keep], targets=self.targets[keep], groups=self.groups[keep]
+        )
+
+    def in_classes(self, classes: tuple[str, ...]) -> "Samples":
+        """Return the same samples under a network's `classes`; those that they have not get no share.
+
+        Raises:
+            ConfigError: they have a class that the network has not.
+        """
+        check_classes(self.classes, classes)
+        targets = np.zeros((len(self), len(classes)), np.float32)
+        targets[:, [classes.index(name) for name in self.classes]] = self.targets
+        return replace(self, targets=targets, classes=classes)
+
+
+def check_classes(own: Sequence[str], classes: Sequence[str]) -> None:
+    """Check that a network with `classes` knows all of the data's own.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    unknown = [name for name in own if name not in classes]
+    if unknown:
+        raise ConfigError(
+            f"the data have the class {unknown[0]!r}, which the network does not know: it has "
+            f"{', '.join(classes)}, from its first stage; rename it, or leave it out"
         )
 
 

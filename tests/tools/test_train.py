@@ -26,6 +26,7 @@ data = "ferplus"
 [stage.training]
 epochs = 2
 batch = 16
+threads = 1
 [[stage]]
 name = "end-part"
 data = "ferplus"
@@ -33,6 +34,7 @@ augmentation = "none"
 [stage.training]
 epochs = 1
 batch = 16
+threads = 1
 rate = 0.01
 freeze_stages = 3
 """
