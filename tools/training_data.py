@@ -11,6 +11,7 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ..pipelines.errors import ConfigError
 from ..pipelines.importers.dlib_dat import FaceResnet, read_face_resnet
 from ..pipelines.learning.ferplus import Faces, align_all, as_samples, tuning_part
 from ..pipelines.learning.ferplus import load_faces as load_ferplus
@@ -50,11 +51,14 @@ class Loader:
         """Return the classes of the data at `path`: a task's own, or FER+'s.
 
         Raises:
-            ConfigError: neither a folder nor a task file.
+            ConfigError: neither a folder nor a task file, or a task without labels.
         """
         if path.is_dir():
             return FERPLUS_CLASSES
-        return read_task(path).classes
+        task = read_task(path)
+        if task.output != "label":
+            raise ConfigError(f'{path} has output = "{task.output}"; only tasks of labels can be learned')
+        return task.classes
 
     def trunk(self) -> FaceResnet | None:
         """Return the imported weights of a network that has some.

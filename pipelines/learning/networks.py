@@ -270,7 +270,7 @@ class TappedNetwork(Network):
     def __init__(self, net: FaceResnet, config: NetworkConfig, n_classes: int) -> None:
         n_inputs = sum(_n_maps(net.blocks[tap.block]) * tap.grid**2 for tap in TAPS)
         n_features = config.units or n_inputs
-        layers: list[nn.Module] = [nn.BatchNorm1d(n_inputs, affine=False)]
+        layers: list[nn.Module] = [nn.BatchNorm1d(n_inputs)]
         if config.units:
             layers += [nn.Dropout(config.dropout / 2), nn.Linear(n_inputs, n_features), nn.ReLU()]
         super().__init__(

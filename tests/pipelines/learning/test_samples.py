@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from visaged.pipelines.errors import ConfigError
 from visaged.pipelines.learning.samples import PARTS, TEST, Samples, picture_digests, split_of
 
 
@@ -57,3 +58,12 @@ def test_equal_pictures_have_equal_digests() -> None:
 
     first, second, third = picture_digests(pictures)
     assert first == third != second
+
+
+def test_a_networks_other_classes_get_no_share_and_a_class_it_has_not_is_refused() -> None:
+    wider = samples_of(3).in_classes(("maybe", "yes", "no"))
+
+    assert wider.targets.tolist() == [[0, 0, 1], [0, 1, 0], [0, 0, 1]]
+    assert wider.classes == ("maybe", "yes", "no")
+    with pytest.raises(ConfigError, match="the class 'yes', which the network does not know"):
+        samples_of(3).in_classes(("no", "maybe"))

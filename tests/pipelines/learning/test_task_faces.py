@@ -157,4 +157,4 @@ def test_a_crop_of_a_face_is_found_or_else_placed_where_faces_usually_are(
     assert finder.n_guessed == 0
     flat = finder.find(np.full((90, 60, 3), 128, np.uint8))
     assert flat is not None and finder.n_guessed == 1
-    assert 0 < flat[1].min() and (flat[1].max(axis=0) < flat[0].shape[1::-1]).all()
+    assert flat[1].min() > 0 and (flat[1].max(axis=0) < flat[0].shape[1::-1]).all()
