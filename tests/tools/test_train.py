@@ -19,7 +19,7 @@ from visaged.pipelines.engines.ort_engine import OrtEngine
 from visaged.pipelines.errors import ConfigError
 from visaged.pipelines.importers.dlib_dat import read_face_resnet
 from visaged.pipelines.model_store import ModelStore
-from visaged.pipelines.registry import FACE_RESNET, ChipRecipe
+from visaged.pipelines.registry import FACE_RESNET, Network
 from visaged.tools import train as train_module
 from visaged.tools.cli import build_app
 from visaged.tools.train import watching
@@ -186,8 +186,9 @@ def test_a_sites_own_stage_goes_on_from_the_stage_before_it(
     assert "stage site: 12 faces to learn from" in both and "accuracy before it" in both
     assert (out / "large" / "checkpoint.pt").stat().st_mtime_ns == written  # resumed, not repeated
     card = msgspec.json.decode((out / "two-tasks.json").read_bytes())
-    assert card["faces"] == 4 and card["classes"] == ["dark", "plain", "bright"]
-    assert msgspec.convert(card["chip"], ChipRecipe) == FACE_RESNET.recipe
+    row = msgspec.convert(card["network"], Network)
+    assert card["faces"] == 4 and row.outputs[0].classes == ("dark", "plain", "bright")
+    assert row.recipe == FACE_RESNET.recipe
 
     large_state, state = (torch.load(out / name / "best.pt", weights_only=True) for name in ("large", "site"))
     trunk = DlibTrunk(read_face_resnet(store.weights_file("dlib_face_recognition_resnet_model_v1.dat")))
@@ -203,7 +204,7 @@ def test_a_sites_own_stage_goes_on_from_the_stage_before_it(
         found = FaceFinder("box", store).find(np.clip(face * light, 0, 255).astype(np.uint8))
         assert found is not None
         chips = Cropper().crop(found[0], found[1][None], FACE_RESNET.recipe)
-        said.append(card["classes"][int(engine.infer(chips)["logits"].argmax())])
+        said.append(row.outputs[0].classes[int(engine.infer(chips)["logits"].argmax())])
     assert said == ["dark", "bright"]
 
 
