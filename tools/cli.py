@@ -55,6 +55,13 @@ COMMANDS = (
     Command("plans", SET_UP, "plans", "app", "List, inspect, verify and prune plans."),
     Command("calibrate", SET_UP, "calibrate", "calibrate", "Measure INT8 ranges on photos."),
     Command("explain", MEASURE, "explain", "explain", "Draw where the emotion network looks on a face."),
+    Command(
+        "synthesise",
+        MEASURE,
+        "synthesise",
+        "synthesise",
+        "Show a face turned, lit, aged, with other expressions.",
+    ),
     Command("data", SET_UP, "data", "app", "Say what the data of a task are worth."),
     Command("train", SET_UP, "train", "train", "Train a network as a recipe says."),
     Command("train-emotion", SET_UP, "train_emotion", "train_emotion", "Train the small emotion head."),
