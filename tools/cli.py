@@ -62,6 +62,13 @@ COMMANDS = (
         "synthesise",
         "Show a face turned, lit, aged, with other expressions.",
     ),
+    Command(
+        "evaluate-synthesis",
+        SET_UP,
+        "evaluate_synthesis",
+        "evaluate_synthesis",
+        "Measure on photos how well synthetic faces keep the person.",
+    ),
     Command("data", SET_UP, "data", "app", "Say what the data of a task are worth."),
     Command("train", SET_UP, "train", "train", "Train a network as a recipe says."),
     Command("train-emotion", SET_UP, "train_emotion", "train_emotion", "Train the small emotion head."),

@@ -42,6 +42,10 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder for checkpoints, curves and the network.")],
     until: Annotated[str, typer.Option(help="Stop after this stage; later ones need no data.")] = "",
     most: Annotated[int, typer.Option(min=0, help="Learn from at most so many faces a stage; 0: all.")] = 0,
+    synthetic: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Synthetic faces to try for each real one; see docs/learning.md."),
+    ] = 0.0,
     config: Annotated[Path | None, typer.Option(help="The TOML file; only its folders count.")] = None,
 ) -> None:
     """Train a network as a recipe says, stage by stage, and measure it on faces it never saw.
@@ -71,7 +75,7 @@ def train(
                 f"say --data {stage.data}=FOLDER_OR_TASK{before}"
             )
     folders = find_config(config).paths
-    loader = Loader(wanted, ModelStore(folders.cache, folders.wheels), console, most)
+    loader = Loader(wanted, ModelStore(folders.cache, folders.wheels), console, most, synthetic)
     try:
         learn(loader, [(stage, paths[stage.data]) for stage in stages], out)
     except KeyboardInterrupt:
@@ -244,7 +248,9 @@ def measure(graph: bytes, recipe: ChipRecipe, test: "Samples") -> dict[str, floa
     from ..kernels.fusion import probabilities
     from ..pipelines.engines.ort_engine import OrtEngine
     from ..pipelines.learning.metrics import ACCURACY, ECE, MACRO_F1
+    from ..pipelines.learning.samples import require_real
 
+    require_real(test, "hold-out")
     engine = OrtEngine(graph, threads=2)
     rows = []
     for at in range(0, len(test), 64):

@@ -22,6 +22,8 @@ from ..pipelines.learning.task import photos_of, read_task
 from ..pipelines.learning.task_faces import FaceFinder, load_faces
 from ..pipelines.model_store import ModelStore
 from ..pipelines.registry import FERPLUS_CLASSES
+from ..pipelines.synthesis.synthesiser import Synthesiser
+from .synthesise import build_admission
 
 U8 = npt.NDArray[np.uint8]
 
@@ -40,12 +42,17 @@ class Parts:
 
 @dataclass(frozen=True, slots=True)
 class Loader:
-    """Loads data for one recipe; `most` faces at most are learned from, 0: all."""
+    """Loads data for one recipe.
+
+    `most` faces at most are learned from, 0: all. `synthetic` is how many synthetic faces are tried for each
+    of them, 0 to 1.
+    """
 
     recipe: RecipeConfig
     models: ModelStore
     console: Console
     most: int = 0
+    synthetic: float = 0.0
 
     def classes_of(self, path: Path) -> tuple[str, ...]:
         """Return the classes of the data at `path`: a task's own, or FER+'s.
@@ -78,7 +85,19 @@ class Loader:
             SourceError: nothing there that can be learned from.
         """
         parts = self._ferplus(path) if path.is_dir() else self._task(path)
-        return Parts(*(part.in_classes(classes) for part in (parts.train, parts.tune, parts.test)))
+        train = self._with_synthetic(parts.train) if self.synthetic else parts.train
+        return Parts(*(part.in_classes(classes) for part in (train, parts.tune, parts.test)))
+
+    def _with_synthetic(self, train: Samples) -> Samples:
+        """Return the training part with synthetic faces; say what was refused."""
+        synthesiser = Synthesiser(build_admission(self.models), self.recipe.padding)
+        n = round(self.synthetic * len(train))
+        with self._bar("synthesising", n) as advance:
+            both = synthesiser.extend(train, n, on_progress=advance)
+        self.console.print(f"{both.is_synthetic.sum()} of {n} synthetic faces are admitted")
+        for reason, count in synthesiser.refused.most_common():
+            self.console.print(f"  {count} refused: {reason}")
+        return both
 
     def _task(self, path: Path) -> Parts:
         task = read_task(path)

@@ -25,7 +25,7 @@ from ..cache_files import write_atomically
 from ..errors import ModelError
 from .metrics import log_loss
 from .networks import Network, Seen
-from .samples import Samples
+from .samples import Samples, require_real
 from .trunk_features import Transform, TrunkFeatures, answers, inputs_of, see
 
 F32 = npt.NDArray[np.float32]
@@ -50,6 +50,8 @@ class TrainingConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Stages from the input that stay as they are: only the end part learns."""
     patience: Annotated[int, Meta(ge=1, le=1000)] = 8
     """Epochs without a smaller loss on the tuning part after which training stops."""
+    synthetic_weight: Annotated[float, Meta(ge=0, le=1)] = 0.4
+    """What a synthetic sample weighs beside a real one: the share of them that an epoch shows."""
     seed: int = 1
     """Of weights, order, dropout and augmentation."""
     threads: Annotated[int, Meta(ge=1, le=256)] = 2
@@ -131,10 +133,14 @@ class Run:
 
         Raises:
             ModelError: the checkpoint in the folder is of another run.
+            ValueError: synthetic samples in `tune`, or in `train` some that were made of its groups.
         """
+        require_real(tune, "tuning")
+        if np.isin(train.groups[train.is_synthetic], tune.groups).any():
+            raise ValueError("some synthetic training samples were made of groups of the tuning part")
         torch.set_num_threads(self.config.threads)
         optimiser = self._optimiser()
-        n_batches = -(-len(train) // self.config.batch)
+        n_batches = -(-len(self._shown(train, 1)) // self.config.batch)
         slope = torch.optim.lr_scheduler.OneCycleLR(
             optimiser,
             [group["lr"] for group in optimiser.param_groups],
@@ -190,17 +196,20 @@ class Run:
             n_right += int((seen.logits.argmax(1) == targets.argmax(1)).sum())
             n_shown += len(targets)
             steps.watch(f"epoch {number}", n_shown, len(train), total / n_shown)
-        return total / len(train), n_right / len(train)
+        return total / n_shown, n_right / n_shown
 
     def _shown(
         self, train: Samples, features: TrunkFeatures | None, number: int
     ) -> Iterator[tuple[Seen, Tensor, Tensor]]:
-        """Yield what the network says about each batch, its targets and groups: every sample once."""
+        """Yield what the network says about each batch, its targets and groups.
+
+        Every real sample once, and a share of the synthetic ones.
+        """
         random = np.random.default_rng([self.config.seed, number])
         _, group_of = np.unique(train.groups, return_inverse=True)
-        order = random.permutation(len(train))
+        order = self._order(train, random)
         views = random.integers(len(features.maps) if features else 1, size=len(train))
-        for rows in np.array_split(order, -(-len(train) // self.config.batch)):
+        for rows in np.array_split(order, -(-len(order) // self.config.batch)):
             groups = torch.from_numpy(group_of[rows])
             if features:
                 maps, targets = features.show(rows, views)
@@ -210,6 +219,12 @@ class Run:
             if self.augment:
                 pictures, targets = self.augment(pictures, targets)
             yield self.network(pictures), targets, groups
+
+    def _order(self, train: Samples, random: np.random.Generator) -> npt.NDArray[np.int64]:
+        order = random.permutation(len(train))
+        made = order[train.is_synthetic[order]]
+        left_out = made[round(self.config.synthetic_weight * len(made)) :]
+        return order[~np.isin(order, left_out)]
 
     def _see(self, train: Samples, tune: Samples, watch: Watch) -> tuple[TrunkFeatures, TrunkFeatures]:
         """Return what the trunk, all of it frozen, sees of both parts."""
@@ -281,12 +296,21 @@ class Run:
 
 
 def score(network: Network, samples: Samples, batch: int = 256) -> tuple[float, float]:
-    """Return the log loss against the vote shares, in nats, and the accuracy on `samples` as they are."""
+    """Return the log loss against the vote shares, in nats, and the accuracy on `samples` as they are.
+
+    Raises:
+        ValueError: some of them are synthetic.
+    """
     return scores_of(infer(network, samples, batch), samples)
 
 
 def scores_of(logits: F32, samples: Samples) -> tuple[float, float]:
-    """Return the log loss in nats and the accuracy of `(N, K)` logits on `samples`."""
+    """Return the log loss in nats and the accuracy of `(N, K)` logits on `samples`.
+
+    Raises:
+        ValueError: some of them are synthetic.
+    """
+    require_real(samples, "measured")
     return log_loss(logits, samples.targets), float((logits.argmax(1) == samples.labels).mean())
 
 

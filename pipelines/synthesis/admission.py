@@ -42,6 +42,11 @@ class Verdict:
     distance: float
 
     @property
+    def kind(self) -> str:
+        """Return the reason without its numbers, to be counted by."""
+        return self.reason.partition(":")[0]
+
+    @property
     def is_admitted(self) -> bool:
         """Return whether nothing speaks against it."""
         return not self.reason
@@ -69,19 +74,23 @@ class Admission:
         if not faces:
             raise PhotoError("no face was found; take a photo that looks into the camera")
         face = max(faces, key=lambda found: float(np.prod(found.box[2:] - found.box[:2])))
-        return KnownFace(Source.of(photo, face.landmarks), self._embedding(photo, face))
+        return self.known_at(photo, face.landmarks)
+
+    def known_at(self, photo: U8, landmarks: F32) -> KnownFace:
+        """Return the face of an `(H, W, 3)` photo whose `(5, 2)` landmarks are known."""
+        return KnownFace(Source.of(photo, landmarks), self._embedding(photo, landmarks))
 
     def judge(self, known: KnownFace, rendering: Rendering) -> Verdict:
         """Return whether `rendering` may be used as another view of `known`."""
         before, after = known.source.pose.yaw, rendering.yaw
-        face = self._find(rendering.photo, rendering.landmarks)
+        face = self.find(rendering)
         if face is None:
             return Verdict("the detector does not find the face again", float("nan"))
         distance = self._distance(known.embedding, rendering.photo, face)
         if abs(after) > MAX_YAW:
-            return Verdict(f"turned to {after:.0f} degrees, more than {MAX_YAW:.0f}", distance)
+            return Verdict(f"turned too far: to {after:.0f} degrees, more than {MAX_YAW:.0f}", distance)
         if abs(before) > MAX_YAW_ACROSS and before * after < 0:
-            return Verdict(f"turned across the front, from {before:.0f} to {after:.0f} degrees", distance)
+            return Verdict(f"turned across the front: from {before:.0f} to {after:.0f} degrees", distance)
         return _judged_by_identity(distance, MAX_DISTANCE)
 
     def judge_generated(self, known: KnownFace, photo: U8) -> Verdict:
@@ -92,21 +101,21 @@ class Admission:
         distance = self._distance(known.embedding, photo, faces[0])
         return _judged_by_identity(distance, MAX_DISTANCE_GENERATED)
 
-    def _find(self, photo: U8, expected: F32) -> Detection | None:
-        """Return the face that is where the landmarks are expected, or None."""
-        middle = expected.mean(axis=0)
-        for face in self.detector.detect(photo):
+    def find(self, rendering: Rendering) -> Detection | None:
+        """Return the face that the detector finds where the rendering's landmarks are, or None."""
+        middle = rendering.landmarks.mean(axis=0)
+        for face in self.detector.detect(rendering.photo):
             reach = float((face.box[2:] - face.box[:2]).max()) / 2
             if np.linalg.norm(face.landmarks.mean(axis=0) - middle) < reach:
                 return face
         return None
 
     def _distance(self, embedding: F32, photo: U8, face: Detection) -> float:
-        return float(np.linalg.norm(self._embedding(photo, face) - embedding))
+        return float(np.linalg.norm(self._embedding(photo, face.landmarks) - embedding))
 
-    def _embedding(self, photo: U8, face: Detection) -> F32:
+    def _embedding(self, photo: U8, landmarks: F32) -> F32:
         recipe = FACE_RESNET.recipe
-        chip = cut_chip(photo, face.landmarks, recipe.size, recipe.padding)
+        chip = cut_chip(photo, landmarks, recipe.size, recipe.padding)
         inputs = to_input(chip[None], recipe.mean, recipe.scale, grey=False)
         embedding: F32 = self.engine.infer(inputs)["embedding"][0]
         return embedding
