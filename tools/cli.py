@@ -71,6 +71,9 @@ COMMANDS = (
     ),
     Command("data", SET_UP, "data", "app", "Say what the data of a task are worth."),
     Command("train", SET_UP, "train", "train", "Train a network as a recipe says."),
+    Command(
+        "train-generator", SET_UP, "train_generator", "train_generator", "Train a network that draws faces."
+    ),
     Command("train-emotion", SET_UP, "train_emotion", "train_emotion", "Train the small emotion head."),
     Command("release", SET_UP, "release", "app", "Put networks together into releases; list, show, remove."),
     Command("evaluate", SET_UP, "evaluate", "evaluate", "Measure a release on faces with labels."),

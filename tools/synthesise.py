@@ -1,4 +1,4 @@
-"""`visaged synthesise`: other views of the face in a photo, as a contact sheet."""
+"""`visaged synthesise`: other views of the face in a photo, as a contact sheet, or the frontal one."""
 
 from pathlib import Path
 from typing import Annotated
@@ -16,10 +16,11 @@ from ..pipelines.learning.contact_sheet import contact_sheet, write_png
 from ..pipelines.model_store import ModelStore
 from ..pipelines.photo import read_photo
 from ..pipelines.registry import FACE_RESNET
-from ..pipelines.synthesis.admission import Admission, KnownFace
+from ..pipelines.synthesis.admission import Admission, KnownFace, Verdict
 from ..pipelines.synthesis.ageing import aged
 from ..pipelines.synthesis.expressions import EXPRESSIONS, bend
-from ..pipelines.synthesis.renderer import Rendering, Source, View, render
+from ..pipelines.synthesis.generator import Generator
+from ..pipelines.synthesis.renderer import FRONTALISED, Rendering, Source, View, frontalised, render
 
 U8 = npt.NDArray[np.uint8]
 
@@ -31,22 +32,56 @@ CELL_PX = 144
 def synthesise(
     photo: Annotated[Path, typer.Argument(help="A photo; its largest face counts.")],
     out: Annotated[Path, typer.Option(help="The picture to write, a PNG.")] = Path("synthesis.png"),
+    frontal: Annotated[
+        bool, typer.Option("--frontal", help="Write the photo with the head turned to the front, no sheet.")
+    ] = False,
+    generator: Annotated[
+        Path | None, typer.Option(help="An ONNX generator, of `visaged train-generator` or your own.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="The TOML file; only its folders count.")] = None,
 ) -> None:
     """Draw what can be made of one photo of a face: turned, lit, aged, with other expressions.
 
     Above each picture is how far its face is from the photo's, as dlib's network sees it; X means that it
-    would be refused as training material.
+    would be refused as training material. With --generator a row shows what that network draws.
 
     Examples:
       visaged synthesise ada.jpg --out sheet.png
+      visaged synthesise ada-from-the-side.jpg --frontal --out ada-from-the-front.png
     """
     paths = find_config(config).paths
+    drawer = Generator.load(generator) if generator else None
     admission = build_admission(ModelStore(paths.cache, paths.wheels))
     known = face_in(photo, admission)
-    write_png(draw(known, admission), out)
     pose = known.source.pose
-    Console().print(f"{out}: a face at yaw {pose.yaw:.0f}, pitch {pose.pitch:.0f} degrees", soft_wrap=True)
+    said = f"{out}: a face at yaw {pose.yaw:.0f}, pitch {pose.pitch:.0f} degrees"
+    if frontal:
+        rendering = frontal_view(photo, known)
+        verdict = admission.judge(known, rendering)
+        write_png(rendering.photo, out)
+        said += f", turned to the front; {verdict.reason or f'distance {verdict.distance:.2f}'}"
+    else:
+        rows = [draw(known, admission)]
+        if drawer is not None:
+            rows.append(draw_generated(known, drawer, admission))
+        write_png(stacked(rows), out)
+    Console().print(said, soft_wrap=True, highlight=False)
+
+
+def frontal_view(photo: Path, known: KnownFace) -> Rendering:
+    """Return the face turned to the front.
+
+    Raises:
+        PhotoError: it looks ahead already, or is turned too far.
+    """
+    rendering = frontalised(known.source)
+    if rendering is None:
+        low, high = FRONTALISED
+        raise PhotoError(
+            f"the face in {photo} is turned by {abs(known.source.pose.yaw):.0f} degrees; turning it back "
+            f"works between {low:.0f} and {high:.0f}; take another photo"
+        )
+    return rendering
 
 
 def build_admission(models: ModelStore) -> Admission:
@@ -74,11 +109,33 @@ def draw(known: KnownFace, admission: Admission) -> U8:
         cells, titles = [], []
         for name, rendering in made.items():
             verdict = admission.judge(known, rendering)
-            known_by = f"{verdict.distance:.2f}" if verdict.is_found else "not found"
-            titles.append(f"{name}: {known_by}{'' if verdict.is_admitted else ' X'}")
+            titles.append(caption(name, verdict))
             cells.append(close_up(rendering.photo, known.source)[None])
         rows.append(contact_sheet(cells, titles, [label], CELL_PX))
     return np.concatenate(rows)
+
+
+def draw_generated(known: KnownFace, generator: Generator, admission: Admission) -> U8:
+    """Return a row of what a generator draws: the face as each of its classes."""
+    cells, titles = [], []
+    for label in generator.classes:
+        picture, verdict = generator.draw(known, label, admission)
+        titles.append(caption(label, verdict))
+        cells.append(picture[None])
+    return contact_sheet(cells, titles, ["generator"], CELL_PX)
+
+
+def caption(name: str, verdict: Verdict) -> str:
+    """Return the line above a picture."""
+    known_by = f"{verdict.distance:.2f}" if verdict.is_found else "not found"
+    return f"{name}: {known_by}{'' if verdict.is_admitted else ' X'}"
+
+
+def stacked(rows: list[U8]) -> U8:
+    """Return pictures of any width one above the other, on white."""
+    width = max(row.shape[1] for row in rows)
+    wide = [np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
+    return np.concatenate(wide)
 
 
 def renderings(source: Source) -> dict[str, dict[str, Rendering]]:

@@ -26,9 +26,9 @@ ANCHORS_A_SIDE = 6  # points on the border of the square, which do not move
 ANCHOR_DEPTH_CM = 25.0  # how far they are behind the face
 SHAPE_REACH_CM = 4.0  # how far the correction at a landmark is felt on the face
 AMBIENT, DIFFUSE = 0.55, 0.7  # of the light
-LIGHT_ON_HAIR = 0.3  # share of the light that the ring next to the face gets
-SOFT_LIGHT_CM = 0.8  # standard deviation by which shading is smoothed: the mesh has no pores
-RATIO = (0.45, 1.35)  # darker and brighter than the photo at most
+LIGHT_AT_OUTLINE = 0.3  # share of the light at the border of the face, where hair or background begins
+SOFT_LIGHT_CM = 0.6  # standard deviation by which shading is smoothed: the mesh has no pores
+RATIO = (0.45, 1.3)  # darker and brighter than the photo at most
 FRONTALISED = (15.0, 35.0)
 INPAINT_PX = 3.0
 EDGE_JUMP_PX = 6.0  # between neighbours in the photo that are not neighbours in the face
@@ -191,9 +191,9 @@ class Scene:
         towards = np.array(light, np.float64) / np.linalg.norm(light)
         lit = AMBIENT + DIFFUSE * np.maximum(normals @ towards, 0)
         plain = AMBIENT + DIFFUSE * np.maximum(normals[:, 2], 0)
-        n_face = face_mesh().n_face
+        mesh = face_mesh()
         felt = np.zeros(len(after))  # what is behind the face has a light of its own
-        felt[:n_face], felt[n_face : n_face + len(face_mesh().outline)] = 1, LIGHT_ON_HAIR
+        felt[: mesh.n_face], felt[mesh.outline] = 1, LIGHT_AT_OUTLINE
         ratio: F32 = (1 + felt * (np.clip(lit / plain, *RATIO) - 1)).astype(np.float32)
         return ratio
 

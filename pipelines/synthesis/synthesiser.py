@@ -67,7 +67,7 @@ class Synthesiser:
 
     def child_of(self, chip: U8, rng: np.random.Generator) -> U8 | None:
         """Return a synthetic `(S, S, C)` chip of the person in `chip`, or None if it was refused."""
-        photo, landmarks = _enlarged(chip, self.padding)
+        photo, landmarks = enlarged(chip, self.padding)
         known = self.admission.known_at(photo, landmarks)
         rendering = varied(known.source, rng)
         verdict = self.admission.judge(known, rendering)
@@ -96,7 +96,7 @@ def varied(source: Source, rng: np.random.Generator) -> Rendering:
     return render(source, View(bend=bend(pulls, rng.uniform(0.3, 1.0))))
 
 
-def _enlarged(chip: U8, padding: float) -> tuple[U8, F32]:
+def enlarged(chip: U8, padding: float) -> tuple[U8, F32]:
     """Return a chip as a small RGB photo and the `(5, 2)` px landmarks in it."""
     side = chip.shape[0]
     rgb = np.repeat(chip, 3, axis=2) if chip.shape[2] == 1 else chip
