@@ -194,7 +194,8 @@ class Scene:
         mesh = face_mesh()
         felt = np.zeros(len(after))  # what is behind the face has a light of its own
         felt[: mesh.n_face], felt[mesh.outline] = 1, LIGHT_AT_OUTLINE
-        ratio: F32 = (1 + felt * (np.clip(lit / plain, *RATIO) - 1)).astype(np.float32)
+        exposed = lit / plain / (lit / plain)[: mesh.n_face].mean()  # as a camera would
+        ratio: F32 = (1 + felt * (np.clip(exposed, *RATIO) - 1)).astype(np.float32)
         return ratio
 
 

@@ -7,8 +7,11 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
+from visaged.kernels.chips import cut_chip
 from visaged.pipelines.errors import ModelError, PhotoError, SourceError
+from visaged.pipelines.learning.samples import Samples
 from visaged.pipelines.model_store import ModelStore
 from visaged.pipelines.synthesis.admission import Verdict
 from visaged.pipelines.synthesis.generator import Generator
@@ -19,7 +22,7 @@ from visaged.tools.synthesise import CELL_PX, build_admission, caption, draw_gen
 
 U8 = npt.NDArray[np.uint8]
 
-FACE_LANDMARKS = np.array([[251, 111], [231, 111], [193, 109], [211, 110], [223, 135]], np.float32)
+FACE_LANDMARKS = np.array([[171, 111], [151, 111], [113, 109], [131, 110], [143, 135]], np.float32)
 
 
 def run(command: str, *words: str) -> str:
@@ -36,8 +39,14 @@ def write(path: Path, rgb: U8) -> Path:
 
 
 @pytest.fixture
-def photo(tmp_path: Path, astronaut: U8) -> Path:
-    return write(tmp_path / "astronaut.png", astronaut)
+def rgb(astronaut: U8) -> U8:
+    """Head and shoulders only: a smaller photo is searched faster."""
+    return np.ascontiguousarray(astronaut[:280, 80:360])
+
+
+@pytest.fixture
+def photo(tmp_path: Path, rgb: U8) -> Path:
+    return write(tmp_path / "astronaut.png", rgb)
 
 
 def test_a_sheet_shows_five_rows_of_seven_different_faces(tmp_path: Path, photo: Path) -> None:
@@ -59,9 +68,9 @@ def test_a_sheet_shows_five_rows_of_seven_different_faces(tmp_path: Path, photo:
 
 
 def test_a_turned_head_is_turned_to_the_front_and_one_that_looks_ahead_is_not(
-    tmp_path: Path, photo: Path, astronaut: U8
+    tmp_path: Path, photo: Path, rgb: U8
 ) -> None:
-    side = render(Source.of(astronaut, FACE_LANDMARKS), View(yaw=28)).photo
+    side = render(Source.of(rgb, FACE_LANDMARKS), View(yaw=28)).photo
     turned = write(tmp_path / "side.png", side)
 
     said = run("synthesise", str(turned), "--frontal", "--out", str(tmp_path / "front.png"))
@@ -93,9 +102,9 @@ def test_a_photo_without_a_face_and_a_broken_generator_are_one_sentence(tmp_path
     assert not (tmp_path / "sheet.png").exists()
 
 
-def test_a_folder_is_measured_and_photos_without_a_face_do_not_count(tmp_path: Path, astronaut: U8) -> None:
+def test_a_folder_is_measured_and_photos_without_a_face_do_not_count(tmp_path: Path, rgb: U8) -> None:
     folder = tmp_path / "photos"
-    write(folder / "a.png", astronaut)
+    write(folder / "a.png", rgb)
     write(folder / "wall.png", np.full((200, 200, 3), 128, np.uint8))
 
     said = run("evaluate-synthesis", str(folder))
@@ -112,12 +121,12 @@ def test_a_folder_is_measured_and_photos_without_a_face_do_not_count(tmp_path: P
 
 @pytest.mark.torch
 def test_photos_of_two_classes_become_a_generator_that_can_be_used(
-    tmp_path: Path, photo: Path, astronaut: U8, store: ModelStore
+    tmp_path: Path, photo: Path, rgb: U8, store: ModelStore
 ) -> None:
     pytest.importorskip("torch", reason="torch is not installed (extra `learn`)")
     folder, out = tmp_path / "faces", tmp_path / "out"
-    for number in range(3):
-        lighter = np.clip(astronaut[:300].astype(int) + 10 * number, 0, 255).astype(np.uint8)
+    for number in range(2):
+        lighter = np.clip(rgb.astype(int) + 10 * number, 0, 255).astype(np.uint8)
         write(folder / "plain" / f"person {number}" / "a.png", lighter)
         write(folder / "mirrored" / f"person {number}" / "a.png", np.ascontiguousarray(lighter[:, ::-1]))
 
@@ -130,3 +139,31 @@ def test_photos_of_two_classes_become_a_generator_that_can_be_used(
     assert row.shape == (22 + CELL_PX + 4, 96 + 4 + 2 * (CELL_PX + 4), 3)
     with pytest.raises(SourceError, match="0 folders of classes"):
         run("train-generator", str(folder / "plain" / "person 0"), "--out", str(out))
+
+
+@pytest.mark.torch
+def test_training_says_how_many_synthetic_faces_were_admitted_and_why_others_were_not(
+    rgb: U8, store: ModelStore
+) -> None:
+    pytest.importorskip("torch", reason="torch is not installed (extra `learn`)")
+    from visaged.pipelines.learning.recipe import RecipeConfig, StageConfig
+    from visaged.tools.train import with_synthetic
+
+    chip = cut_chip(rgb, FACE_LANDMARKS, 64, 0.25)
+    wall = np.full_like(chip, 90)
+    samples = Samples(
+        np.stack([chip, wall, chip, wall]),
+        np.eye(2, dtype=np.float32)[[1, 0, 1, 0]],
+        np.array(["eileen", "wall", "eileen", "wall"]),
+        ("sad", "glad"),
+    )
+    recipe = RecipeConfig(name="tiny", stage=(StageConfig(name="only", data="own"),))
+    console = Console(record=True, width=100)
+
+    both = with_synthetic(samples, 1.0, recipe, store, console)
+
+    n_made = int(both.is_synthetic.sum())
+    assert 1 <= n_made <= 2 and set(both.groups[both.is_synthetic]) == {"eileen"}
+    said = console.export_text()
+    assert f"{n_made} of 4 synthetic faces are admitted" in said
+    assert "refused: the detector does not find the face again" in said

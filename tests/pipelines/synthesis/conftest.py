@@ -22,4 +22,4 @@ def admission(store: ModelStore) -> Admission:
 @pytest.fixture(scope="session")
 def known(admission: Admission, astronaut: U8) -> KnownFace:
     """The astronaut, who looks into the camera."""
-    return admission.known_face(astronaut)
+    return admission.known_face(np.ascontiguousarray(astronaut[:360, 60:400]))  # searched faster

@@ -74,7 +74,7 @@ def test_light_from_a_side_brightens_that_side_only(known: KnownFace) -> None:
     assert lit[left].mean() / before[left].mean() > lit[right].mean() / before[right].mean() + 0.2
 
 
-@pytest.mark.parametrize("yaw", [-30, -20, 20, 30])
+@pytest.mark.parametrize("yaw", [-30, -25, 25, 30])
 def test_frontalising_a_turned_face_turns_it_back(known: KnownFace, admission: Admission, yaw: int) -> None:
     side = admission.known_face(render(known.source, View(yaw=yaw)).photo)
 
@@ -90,11 +90,12 @@ def test_a_face_that_looks_ahead_is_not_frontalised(known: KnownFace) -> None:
     assert frontalised(known.source) is None
 
 
-def test_a_face_at_the_border_and_a_huge_one_are_rendered(astronaut: U8, known: KnownFace) -> None:
+def test_a_face_at_the_border_and_a_huge_one_are_rendered(known: KnownFace) -> None:
+    photo = known.source.photo
     x, y = known.source.landmarks.mean(axis=0).astype(int)
-    corner = np.ascontiguousarray(astronaut[y - 40 :, x - 40 :])
+    corner = np.ascontiguousarray(photo[y - 40 :, x - 40 :])
     landmarks = (known.source.landmarks - [x - 40, y - 40]).astype(np.float32)
-    large = np.repeat(np.repeat(astronaut, 4, axis=0), 4, axis=1)
+    large = np.repeat(np.repeat(photo, 4, axis=0), 4, axis=1)
 
     cut = render(Source.of(corner, landmarks), View(yaw=20))
     huge = Source.of(large, known.source.landmarks * 4)
