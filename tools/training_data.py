@@ -85,10 +85,10 @@ class Loader:
             SourceError: nothing there that can be learned from.
         """
         parts = self._ferplus(path) if path.is_dir() else self._task(path)
-        train = self._with_synthetic(parts.train) if self.synthetic else parts.train
+        train = self.with_synthetic(parts.train) if self.synthetic else parts.train
         return Parts(*(part.in_classes(classes) for part in (train, parts.tune, parts.test)))
 
-    def _with_synthetic(self, train: Samples) -> Samples:
+    def with_synthetic(self, train: Samples) -> Samples:
         """Return the training part with synthetic faces; say what was refused."""
         synthesiser = Synthesiser(build_admission(self.models), self.recipe.padding)
         n = round(self.synthetic * len(train))

@@ -140,7 +140,7 @@ class Run:
             raise ValueError("some synthetic training samples were made of groups of the tuning part")
         torch.set_num_threads(self.config.threads)
         optimiser = self._optimiser()
-        n_batches = -(-len(self._shown(train, 1)) // self.config.batch)
+        n_batches = -(-len(self._order(train, np.random.default_rng(0))) // self.config.batch)
         slope = torch.optim.lr_scheduler.OneCycleLR(
             optimiser,
             [group["lr"] for group in optimiser.param_groups],

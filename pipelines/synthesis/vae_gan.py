@@ -26,7 +26,7 @@ from ..cache_files import write_atomically
 from ..engines.precision import parse_onnx
 from ..errors import ModelError
 from ..learning.samples import Samples, require_real
-from ..learning.trainer import inputs_of
+from ..learning.trunk_features import inputs_of
 
 F32 = npt.NDArray[np.float32]
 

@@ -147,7 +147,7 @@ def test_training_says_how_many_synthetic_faces_were_admitted_and_why_others_wer
 ) -> None:
     pytest.importorskip("torch", reason="torch is not installed (extra `learn`)")
     from visaged.pipelines.learning.recipe import RecipeConfig, StageConfig
-    from visaged.tools.train import with_synthetic
+    from visaged.tools.training_data import Loader
 
     chip = cut_chip(rgb, FACE_LANDMARKS, 64, 0.25)
     wall = np.full_like(chip, 90)
@@ -160,7 +160,7 @@ def test_training_says_how_many_synthetic_faces_were_admitted_and_why_others_wer
     recipe = RecipeConfig(name="tiny", stage=(StageConfig(name="only", data="own"),))
     console = Console(record=True, width=100)
 
-    both = with_synthetic(samples, 1.0, recipe, store, console)
+    both = Loader(recipe, store, console, synthetic=1.0).with_synthetic(samples)
 
     n_made = int(both.is_synthetic.sum())
     assert 1 <= n_made <= 2 and set(both.groups[both.is_synthetic]) == {"eileen"}
