@@ -6,6 +6,7 @@ infer starts it (`engine_upgrade.py`) and takes the plans over when it has ended
 import logging
 import os
 import threading
+from pathlib import Path
 
 import msgspec
 
@@ -17,6 +18,7 @@ from .config import Config
 log = logging.getLogger(__name__)
 
 NICENESS = 19  # whatever serves comes first
+OOM_SCORE_ADJ = 500  # -1000 to 1000; and if memory runs out, whatever serves goes last
 
 
 def run_build(config: Config, stop: threading.Event, release: str = "") -> int:
@@ -29,7 +31,7 @@ def run_build(config: Config, stop: threading.Event, release: str = "") -> int:
         ConfigError: the configuration asks for what this machine has not.
         ReleaseError: the release that is configured is missing or damaged.
     """
-    os.nice(NICENESS)
+    step_back()
     imported = ModelStore(config.paths.cache, config.paths.wheels)
     stages = config.stages
     if release:
@@ -43,3 +45,9 @@ def run_build(config: Config, stop: threading.Event, release: str = "") -> int:
         if loader.build_missing([network]):
             log.info("built the plan of %s", network)
     return 0
+
+
+def step_back() -> None:
+    """Let whatever serves come first, for the processor and when memory runs out."""
+    os.nice(NICENESS)
+    Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE_ADJ))

@@ -20,6 +20,7 @@ from .cameras.folder import too_large
 from .cameras.reader import CameraReader, Ended, Failed, Opened, Shot
 from .ledger import Ledger, ledger_path
 from .metrics import CaptureMetrics
+from .notify import Notifier
 from .outline import Outline
 from .ring import Descriptor, FrameRing, encode_descriptor, remove_stale
 from .sockets import FramesWriter
@@ -30,6 +31,7 @@ STEP_S = 0.1  # how long the loop waits before it looks at `stop` again
 POLL_S = 0.002  # replay: how often to look whether a slot is free
 MARK_AFTER_S = 1.0  # in-flight frames that do not move for this long may have died with infer: ask
 OPENING_S = 15.0  # opening a source may take longer than a frame
+STATUS_EVERY_S = 2.0
 END_DRAIN_S = 10.0  # a finished file waits this long for infer to make progress
 STOP_DRAIN_S = 1.5  # a stopped capture; less than the supervisor's patience
 MAX_STUCK = 3  # reads that never returned; with more of them the process starts afresh
@@ -38,9 +40,16 @@ Pass = Literal["ended", "stopped", "lost"]
 
 
 def run_capture(
-    outline: Outline, camera: CameraConfig, metrics: CaptureMetrics, stop: threading.Event
+    outline: Outline,
+    camera: CameraConfig,
+    metrics: CaptureMetrics,
+    stop: threading.Event,
+    notifier: Notifier | None = None,
 ) -> int:
     """Capture `camera` until `stop` is set or the source ends; return the exit code.
+
+    The start counts as over with the first frame or the first loss: a camera may be down for days, and
+    is opened again for ever.
 
     Raises:
         SourceError: the source cannot be read and trying again will not help.
@@ -61,7 +70,7 @@ def run_capture(
 
         sender = Sender(camera, frames, ledger, make_ring, stop)
         try:
-            Capture(camera, sender, metrics, stop).run()
+            Capture(camera, sender, metrics, stop, notifier or Notifier()).run()
         finally:
             sender.close()
             log.info("camera %s: %s", camera.name, ledger.snapshot())
@@ -85,6 +94,7 @@ class Sender:
         self._ledger = ledger
         self._make_ring = make_ring
         self._stop = stop
+        self.on_wait: Callable[[], None] = lambda: None  # called while infer lets us wait
         self._ring: FrameRing | None = None
         self._in_flight = 0
         self._moved_s = time.monotonic()  # when `in_flight` last changed, or was last asked about
@@ -119,6 +129,7 @@ class Sender:
             self._ledger.drop_at_capture("queue_full")
             return
         while not self._frames.send(data):
+            self.on_wait()
             if self._stop.wait(POLL_S):
                 self._ledger.drop_at_capture("shutdown")
                 return
@@ -186,6 +197,7 @@ class Sender:
         while self._ledger.snapshot().in_flight > in_flight:
             if self._stop.wait(POLL_S):
                 return False
+            self.on_wait()
             self.ask_about_lost()
         return True
 
@@ -194,12 +206,20 @@ class Capture:
     """Keeps one camera open and its frames flowing. Owned by the capture thread."""
 
     def __init__(
-        self, config: CameraConfig, sender: Sender, metrics: CaptureMetrics, stop: threading.Event
+        self,
+        config: CameraConfig,
+        sender: Sender,
+        metrics: CaptureMetrics,
+        stop: threading.Event,
+        notifier: Notifier,
     ) -> None:
         self._config = config
         self._sender = sender
         self._metrics = metrics
         self._stop = stop
+        self._notifier = notifier
+        self._told_s, self._n_told = 0.0, 0
+        sender.on_wait = notifier.alive
         self._shown = shown_source(config.source)
         self._stuck: list[CameraReader] = []
         self._is_up = False
@@ -246,6 +266,7 @@ class Capture:
         while not self._stop.is_set():
             event = reader.next(STEP_S)
             now = time.monotonic()
+            self._notifier.alive()  # a frame came, or the silence is judged below
             match event:
                 case None:
                     self._sender.ask_about_lost()
@@ -285,22 +306,33 @@ class Capture:
                 self._config.name,
                 broken.why,
             )
+            self._notifier.ready(f"camera {self._config.name} sends frames that cannot be used: {broken.why}")
         return n_before + 1
 
     def _note_frame(self, shot: Shot) -> None:
         self._n_good += 1
+        height, width = shot.rgb.shape[:2]
         if self._is_up:
+            self._tell_rate(f"camera {self._config.name} is up: {width}x{height}")
             return
         self._is_up = True
         self._n_attempts = 0
         self._metrics.camera_up.labels(self._config.name).set(1)
-        height, width = shot.rgb.shape[:2]
+        self._notifier.ready(f"camera {self._config.name} is up: {width}x{height}")
+        self._told_s, self._n_told = time.monotonic(), self._n_good
         if self._down_since_s is None:
             log.info("camera %s is up: %dx%d from %s", self._config.name, width, height, self._shown)
         else:
             down_s = time.monotonic() - self._down_since_s
             self._down_since_s = None
             log.info("camera %s is back after %.1f s, %dx%d", self._config.name, down_s, width, height)
+
+    def _tell_rate(self, status: str) -> None:
+        now_s = time.monotonic()
+        if now_s - self._told_s >= STATUS_EVERY_S:
+            rate_hz = (self._n_good - self._n_told) / (now_s - self._told_s)
+            self._told_s, self._n_told = now_s, self._n_good
+            self._notifier.status(f"{status}, {rate_hz:.1f} frames/s")
 
     def _judge(self, error: Exception) -> None:
         """Note a loss that may pass; raise one that will not."""
@@ -314,6 +346,7 @@ class Capture:
         if self._is_up or self._down_since_s is None:  # one line for an outage, not one for an attempt
             log.warning("camera %s is lost: %s; trying again until it is back", self._config.name, why)
             self._down_since_s = time.monotonic()
+            self._notifier.ready(f"camera {self._config.name} is lost: {why}; trying again until it is back")
         self._is_up = False
         self._metrics.camera_up.labels(self._config.name).set(0)
 
@@ -330,4 +363,5 @@ class Capture:
             0.75, 1.25
         )  # so that cameras do not come at once
         while (left_s := until_s - time.monotonic()) > 0 and not self._stop.wait(min(STEP_S, left_s)):
+            self._notifier.alive()
             self._sender.ask_about_lost()

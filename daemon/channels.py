@@ -3,6 +3,8 @@
 Nothing else in the repository names an endpoint pattern or a high-water mark.
 """
 
+import errno
+import socket
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -57,3 +59,10 @@ def endpoint_of(runtime: Path, channel: str, camera: str = "") -> str:
             f"set [paths] runtime to a shorter folder"
         )
     return f"ipc://{path}"
+
+
+def is_listening(path: Path) -> bool:
+    """Whether a living process serves the socket file `path`."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        return probe.connect_ex(str(path)) in (0, errno.EAGAIN)

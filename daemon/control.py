@@ -7,13 +7,16 @@ A request is one MessagePack map with its `op`; the answer is `done` with what w
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, cast
 
 import msgspec
 from msgspec import Meta, Struct
 
 from ..pipelines.errors import VisagedError
-from .sockets import MAX_CONTROL_BYTES, ControlServer, ControlSocket
+from ..pipelines.loop.said import Said
+from .curve import ClientKey
+from .keys import Role
+from .sockets import MAX_CONTROL_BYTES, ControlServer, ControlSocket, Request
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +53,25 @@ class RollBack(Struct, frozen=True, kw_only=True, tag="roll_back", tag_field="op
     why: Annotated[str, Meta(max_length=200)] = ""
 
 
-Order = Ping | Status | EnrolTrack | Promote | RollBack
-OPS = ("ping", "status", "enrol_track", "promote", "roll_back")
+class Flag(Said, frozen=True, kw_only=True, tag="flag", tag_field="op"):
+    """Keep the face of `track` of `camera` as the results of frame `seq` show it, with what people say of it.
+
+    Without `seq` it is the latest. Repeating the request changes nothing.
+    """
+
+    camera: Annotated[str, Meta(min_length=1, max_length=64)]
+    track: Annotated[int, Meta(ge=1)]
+    seq: Annotated[int, Meta(ge=1)] | None = None
+
+
+Order = Ping | Status | EnrolTrack | Promote | RollBack | Flag
+OPS = ("ping", "status", "enrol_track", "promote", "roll_back", "flag")
+ROLES: dict[type[Struct], Role] = {  # what a client on another machine needs; not listed: admin
+    Ping: Role.SUBSCRIBE,
+    Status: Role.SUBSCRIBE,
+    EnrolTrack: Role.ENROL,
+    Flag: Role.FLAG,
+}
 
 
 class Done(Struct, frozen=True, kw_only=True, tag="done", tag_field="answer"):
@@ -66,13 +86,43 @@ class Refused(Struct, frozen=True, kw_only=True, tag="refused", tag_field="answe
     sentence: str
 
 
-OrderKind = TypeVar("OrderKind", Ping, Status, EnrolTrack, Promote, RollBack)
-Handler = Callable[[Any], dict[str, Any]]
+OrderKind = TypeVar("OrderKind", Ping, Status, EnrolTrack, Promote, RollBack, Flag)
+Later = Callable[[], dict[str, Any] | None]
+"""Gives the values once they are there, None until then; a VisagedError it raises becomes the refusal."""
+Handler = Callable[[Any], dict[str, Any] | Later]
 
 _encoder = msgspec.msgpack.Encoder()
 _orders = msgspec.msgpack.Decoder(Order)
 _answers = msgspec.msgpack.Decoder(Done | Refused)
 _tag_probe = msgspec.msgpack.Decoder(dict[str, Any])
+
+
+class OrderError(VisagedError):
+    """A request is no order; `reason` is what it is counted under."""
+
+    def __init__(self, reason: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.reason = reason
+
+
+def decode_order(body: bytes) -> Order:
+    """Return the order in the `body` of a request.
+
+    Raises:
+        OrderError: oversized, malformed or unknown.
+    """
+    if len(body) > MAX_CONTROL_BYTES:
+        raise OrderError("oversized", f"request of {len(body)} bytes, allowed are {MAX_CONTROL_BYTES}")
+    try:
+        order: Order = _orders.decode(body)
+    except msgspec.DecodeError as error:
+        raise OrderError(*_explain(body, error)) from error
+    return order
+
+
+def refusal(sentence: str) -> bytes:
+    """Return the answer to an order that is not carried out."""
+    return _encoder.encode(Refused(sentence=sentence))
 
 
 class Control:
@@ -90,19 +140,25 @@ class Control:
         self._socket = ControlServer(runtime)
         self._on_error = on_error
         self._handlers: dict[type[Struct], Handler] = {Ping: lambda order: {}}
+        self._unanswered: list[tuple[Request, Later]] = []
 
-    def handle(self, kind: type[OrderKind], handler: Callable[[OrderKind], dict[str, Any]]) -> None:
-        """Let `handler` carry out orders of `kind`; a VisagedError it raises becomes the refusal."""
+    def handle(self, kind: type[OrderKind], handler: Callable[[OrderKind], dict[str, Any] | Later]) -> None:
+        """Let `handler` carry out orders of `kind`; a VisagedError it raises becomes the refusal.
+
+        What takes longer than a frame may wait returns a `Later`, which every `poll` asks.
+        """
         self._handlers[kind] = handler
 
     def poll(self) -> int:
-        """Answer the requests that wait, a few at most; return how many. Never blocks."""
-        for n_answered in range(MAX_PER_POLL):
+        """Take the requests that wait, a few at most; return how many were answered. Never blocks."""
+        waiting, self._unanswered = self._unanswered, []
+        n_answered = sum(self._reply(request, self._attempt(later)) for request, later in waiting)
+        for _ in range(MAX_PER_POLL):
             request = self._socket.receive()
             if request is None:
-                return n_answered
-            self._socket.reply(request, _encoder.encode(self._answer(request.body)))
-        return MAX_PER_POLL
+                break
+            n_answered += self._reply(request, self._answer(request.body))
+        return n_answered
 
     def close(self) -> None:
         """Close the socket; a second call does nothing."""
@@ -114,20 +170,31 @@ class Control:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _answer(self, body: bytes) -> Done | Refused:
-        if len(body) > MAX_CONTROL_BYTES:
-            return self._refuse("oversized", f"request of {len(body)} bytes, allowed are {MAX_CONTROL_BYTES}")
+    def _reply(self, request: Request, answer: Done | Refused | Later) -> bool:
+        if isinstance(answer, Done | Refused):
+            self._socket.reply(request, _encoder.encode(answer))
+            return True
+        self._unanswered.append((request, answer))
+        return False
+
+    def _answer(self, body: bytes) -> Done | Refused | Later:
         try:
-            order = _orders.decode(body)
-        except msgspec.DecodeError as error:
-            return self._refuse(*_explain(body, error))
+            order = decode_order(body)
+        except OrderError as error:
+            return self._refuse(error.reason, str(error))
         handler = self._handlers.get(type(order))
         if handler is None:
             return self._refuse("unknown_op", f"this daemon does not answer {type(order).__name__} yet")
+        return self._attempt(lambda: handler(order))
+
+    def _attempt(self, carry_out: Callable[[], dict[str, Any] | Later | None]) -> Done | Refused | Later:
         try:
-            return Done(values=handler(order))
+            values = carry_out()
         except VisagedError as error:
             return self._refuse("refused", str(error))
+        if values is None:  # only a Later has none yet
+            return cast(Later, carry_out)
+        return Done(values=values) if isinstance(values, dict) else values
 
     def _refuse(self, reason: str, sentence: str) -> Refused:
         self._on_error(reason)
@@ -138,9 +205,9 @@ class Control:
 class ControlClient:
     """Asks the running daemon. Owned by the thread that made it."""
 
-    def __init__(self, runtime: Path) -> None:
-        """Connect to the daemon whose runtime folder is `runtime`."""
-        self._socket = ControlSocket(runtime)
+    def __init__(self, where: Path | str, key: ClientKey | None = None) -> None:
+        """Connect to the daemon whose runtime folder is `where`, or with a `key` to `tcp://HOST:PORT`."""
+        self._socket = ControlSocket(where, key)
 
     def request(self, order: Order, timeout_s: float = 5.0) -> dict[str, Any]:
         """Return what the daemon answers to `order`.

@@ -12,15 +12,19 @@ from typing import Any, Self
 
 import msgspec
 
+from ..pipelines.answer import Answer
 from ..pipelines.assembly import assemble
 from ..pipelines.errors import GalleryError
-from ..pipelines.inference import Answer, Scan
+from ..pipelines.inference import Scan
 from ..pipelines.message import FaceFrame
 from .config import Config
-from .control import Control, EnrolTrack, Status
+from .control import Control, EnrolTrack, Flag, Status
 from .engine_upgrade import EngineUpgrade
+from .flagging import Flagging
+from .heartbeat import Heartbeat
 from .intake import Ended, Intake, Taken
 from .metrics import InferMetrics
+from .notify import Notifier
 from .promotion import Promoter
 from .publisher import Publisher
 from .scanner import Scanner
@@ -32,12 +36,18 @@ HOUSEKEEPING_S = 1.0  # how often to look whether an operator changed the galler
 DRAIN_S = 2.0  # how long after SIGTERM frames that are already captured are still answered
 
 
-def run_infer(config: Config, metrics: InferMetrics, stop: threading.Event, build: Sequence[str] = ()) -> int:
+def run_infer(
+    config: Config,
+    metrics: InferMetrics,
+    stop: threading.Event,
+    build: Sequence[str] = (),
+    notifier: Notifier | None = None,
+) -> int:
     """Serve until `stop` is set or every camera has ended; return the exit code.
 
     `build` is the command of the process that builds missing plans; none: nothing is built.
     """
-    with Inference(config, metrics, build) as inference:
+    with Inference(config, metrics, build, notifier) as inference:
         inference.serve(stop)
     return 0
 
@@ -45,7 +55,13 @@ def run_infer(config: Config, metrics: InferMetrics, stop: threading.Event, buil
 class Inference:
     """The loop and what it owns. Everything here belongs to the thread that calls `serve`."""
 
-    def __init__(self, config: Config, metrics: InferMetrics, build: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        config: Config,
+        metrics: InferMetrics,
+        build: Sequence[str] = (),
+        notifier: Notifier | None = None,
+    ) -> None:
         self._metrics, self._config = metrics, config
         paths = config.paths
         self._stages = assemble(
@@ -62,11 +78,14 @@ class Inference:
         self._intake = Intake(
             names, paths.runtime, paths.shm, lambda camera: metrics.malformed.labels(camera).inc()
         )
-        self._publisher = Publisher(paths.runtime, config.publisher)
+        self._publisher = Publisher(paths.runtime)
+        self._flagging = Flagging(config, self._stages, metrics, self._promoter.corrected)
         self._control = Control(paths.runtime, lambda why: metrics.control_errors.labels(why).inc())
         self._control.handle(EnrolTrack, self._enrol_track)
         self._control.handle(Status, self._status)
+        self._control.handle(Flag, self._flagging.flag)
         self._promoter.answer_to(self._control)
+        self._heartbeat = Heartbeat(notifier or Notifier(), paths.runtime, self._intake.ledgers)
         self._open = set(names)
         self._told: dict[str, dict[str, int]] = {}
         self._housekeeping_due_s = 0.0
@@ -78,6 +97,7 @@ class Inference:
         log.info("serving release %s to %d cameras", self._pipeline.serving.name, len(self._open))
         self._upgrade.start()
         self._promoter.start()
+        self._heartbeat.begin(self._pipeline.serving.name)
         while self._open and not stop.is_set():
             self._step()
         deadline = time.monotonic() + DRAIN_S
@@ -89,6 +109,7 @@ class Inference:
         self._scanner.close()
         self._upgrade.close()
         self._promoter.close()
+        self._flagging.close()
         self._control.close()
         self._publisher.close()
         self._intake.close()
@@ -184,6 +205,7 @@ class Inference:
         )
         self._intake.ledgers[frame.camera].publish()
         self._measure(result)
+        self._flagging.see(answer, result)
 
     def _measure(self, result: FaceFrame) -> None:
         age_s = (result.published_ns - result.captured_ns) / 1e9
@@ -205,8 +227,9 @@ class Inference:
 
     def _keep_house(self) -> None:
         self._housekeeping_due_s = time.monotonic() + HOUSEKEEPING_S
-        self._stages.identifier.refresh()
+        self._flagging.keep_house(is_gallery_changed=self._stages.identifier.refresh())
         self._metrics.subscribers.set(self._publisher.count_subscriptions())
+        self._heartbeat.beat(self._pipeline.serving.name)
 
     def _enrol_track(self, order: EnrolTrack) -> dict[str, Any]:
         embedding = self._pipeline.embedding_of(order.camera, order.track)
@@ -235,4 +258,5 @@ class Inference:
             "upgrade": self._upgrade.state,
             "promotion": self._promoter.report(),
             "cameras": cameras,
+            **self._flagging.status(),
         }

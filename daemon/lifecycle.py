@@ -1,12 +1,15 @@
 """The life of every process: `python -m visaged.daemon.lifecycle NAME --config FILE`.
 
-NAME is `infer`, `capture@CAMERA`, `supervisor` or `build`. systemd units and the supervisor start the same
-command. What is the same for all is here: logging, signals, metrics, exit codes and the only
+NAME is `infer`, `capture@CAMERA`, `gateway`, `supervisor` or `build`. systemd units and the supervisor start
+the same command. What is the same for all is here: logging, signals, metrics, exit codes and the only
 `except Exception`. The work is in functions that are imported late, so that each process loads only what
 it needs:
 
-    capture.run_capture(outline: Outline, camera: CameraConfig, metrics: CaptureMetrics, stop: Event) -> int
-    infer.run_infer(config: Config, metrics: InferMetrics, stop: Event, build: Sequence[str]) -> int
+    capture.run_capture(outline: Outline, camera: CameraConfig, metrics: CaptureMetrics, stop: Event,
+                        notifier: Notifier) -> int
+    infer.run_infer(config: Config, metrics: InferMetrics, stop: Event, build: Sequence[str],
+                    notifier: Notifier) -> int
+    gateway.run_gateway(outline: Outline, metrics: GatewayMetrics, stop: Event, notifier: Notifier) -> int
     builder.run_build(config: Config, stop: Event, release: str) -> int
     supervisor.run_supervisor(outline: Outline, file: Path, metrics: SupervisorMetrics, stop: Event) -> int
 
@@ -14,8 +17,8 @@ They return the exit code, soon (within process_table.STOP_S) after `stop` is se
 there is nothing more to do: a capture at the end of its file, infer when every camera said that it ended.
 
 Exit codes: 0 finished or asked to stop; 1 failed, a restart may help; 78 the configuration is wrong, it
-will not. Threads: one does nothing but wait for signals, so that a main thread inside a long C call cannot
-miss one.
+will not. SIGHUP reads `[logging]` again. Where systemd asks, it hears of all this (`notify.py`). Threads: one
+does nothing but wait for signals, so that a main thread inside a long C call cannot miss one.
 """
 
 import argparse
@@ -26,13 +29,15 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from ..pipelines.errors import ConfigError, VisagedError
 from . import logs
-from .metrics import CaptureMetrics, InferMetrics, SupervisorMetrics
-from .outline import Outline, load_outline, prepare_folder
+from .metrics import CaptureMetrics, GatewayMetrics, InferMetrics, SupervisorMetrics
+from .notify import Notifier
+from .outline import Outline, load_outline, prepare_folder, require_cameras
 from .process_table import Process, command, processes
 
 log = logging.getLogger(__name__)
@@ -47,12 +52,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="visaged.daemon.lifecycle", description="Run one process of visaged."
     )
-    parser.add_argument("name", help="infer, capture@CAMERA, supervisor or build")
+    parser.add_argument("name", help="infer, capture@CAMERA, gateway, supervisor or build")
     parser.add_argument("--config", type=Path, required=True, help="the TOML file")
     parser.add_argument("--parent", type=int, default=0, help="end when this process does")
     parser.add_argument("--release", default="", help="for build: a release that does not serve yet")
     options = parser.parse_args(arguments)
 
+    notifier = Notifier.from_environment()
     name_process(f"visaged-{options.name}")
     logs.configure(options.name, logs.LoggingConfig())
     if options.parent:
@@ -60,19 +66,35 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         outline = load_outline(options.config)
         logs.configure(options.name, outline.logging)
-        with stop_event() as stop:
-            return run(options.name, outline, options.config, stop, options.release)
+        # a terminal that closes must still end the supervisor; what is built is of no use to a reload
+        can_reload = options.name not in ("supervisor", "build")
+        reload = partial(reload_logging, options.name, options.config, notifier) if can_reload else None
+        with stop_event(notifier, reload) as stop:
+            if options.name == "build":
+                return build(outline, options.config, stop, options.release)
+            return run(options.name, outline, options.config, stop, notifier)
     except VisagedError as error:
         log.error("%s", error)
+        notifier.status(str(error))
         log.debug("where it came from", exc_info=True)
         return error.exit_code
     except Exception as error:  # the one place: log and end, whoever started us starts us again
         log.error("failed: %s: %s", type(error).__name__, error)
+        notifier.status(f"failed: {type(error).__name__}: {error}")
         log.debug("where it came from", exc_info=True)
         return 1
 
 
-def run(name: str, outline: Outline, file: Path, stop: threading.Event, release: str = "") -> int:
+def build(outline: Outline, file: Path, stop: threading.Event, release: str) -> int:
+    """Build the plans that are missing, of `release` where one is named; return the exit code."""
+    from .builder import run_build
+    from .config import load_config
+
+    prepare_folder(outline.paths.runtime, "runtime")
+    return run_build(load_config(file), stop, release)
+
+
+def run(name: str, outline: Outline, file: Path, stop: threading.Event, notifier: Notifier) -> int:
     """Run process `name` until it is done or `stop` is set; return its exit code."""
     prepare_folder(outline.paths.runtime, "runtime")
     if name == "supervisor":
@@ -82,14 +104,15 @@ def run(name: str, outline: Outline, file: Path, stop: threading.Event, release:
             metrics.serve(outline.metrics, 0)
             return run_supervisor(outline, file, metrics, stop)
 
-    if name == "build":
-        from .builder import run_build
-        from .config import load_config
-
-        return run_build(load_config(file), stop, release)
-
     process = find_process(name, outline, file)
     os.nice(process.row.nice)
+    if process.row.kind == "gateway":
+        from .gateway import run_gateway
+
+        with GatewayMetrics(name) as gateway_metrics:
+            gateway_metrics.serve(outline.metrics, process.port_offset)
+            return run_gateway(outline, gateway_metrics, stop, notifier)
+
     limit_opencv_threads()
     if process.row.kind == "capture":
         from .capture import run_capture
@@ -97,15 +120,18 @@ def run(name: str, outline: Outline, file: Path, stop: threading.Event, release:
         camera = next(c for c in outline.camera if f"capture@{c.name}" == name)
         with CaptureMetrics(name) as capture_metrics:
             capture_metrics.serve(outline.metrics, process.port_offset)
-            return run_capture(outline, camera, capture_metrics, stop)
+            return run_capture(outline, camera, capture_metrics, stop, notifier)
 
     from .config import load_config
     from .infer import run_infer
 
+    require_cameras(outline, file)
+    notifier.status("loading the networks")
     config = load_config(file)
+    build = [*command("build", file), "--parent", str(os.getpid())]
     with InferMetrics(name) as infer_metrics:
         infer_metrics.serve(outline.metrics, process.port_offset)
-        return run_infer(config, infer_metrics, stop, [*command("build", file), "--parent", str(os.getpid())])
+        return run_infer(config, infer_metrics, stop, build, notifier)
 
 
 def find_process(name: str, outline: Outline, file: Path) -> Process:
@@ -114,7 +140,7 @@ def find_process(name: str, outline: Outline, file: Path) -> Process:
     Raises:
         ConfigError: there is none; a camera may be missing in the configuration.
     """
-    table = processes([camera.name for camera in outline.camera])
+    table = processes([camera.name for camera in outline.camera], is_remote=outline.remote.is_enabled)
     for process in table:
         if process.name == name:
             return process
@@ -123,8 +149,10 @@ def find_process(name: str, outline: Outline, file: Path) -> Process:
 
 
 @contextlib.contextmanager
-def stop_event() -> Iterator[threading.Event]:
+def stop_event(notifier: Notifier, reload: Callable[[], None] | None = None) -> Iterator[threading.Event]:
     """Give an event that SIGTERM or SIGINT sets; a process that then does not end is ended.
+
+    SIGHUP calls `reload` on the thread that waits for signals; without one it ends the process.
 
     The handlers only make the interpreter write to the pipe; it does so in whichever thread the kernel
     interrupts, also while the main thread is inside C code.
@@ -134,14 +162,19 @@ def stop_event() -> Iterator[threading.Event]:
     os.set_blocking(writer, False)
 
     def wait() -> None:
-        got = os.read(reader, 1)
-        if got not in (b"", b"\0"):
+        while (got := os.read(reader, 1)) not in (b"", b"\0"):
+            if got[0] == signal.SIGHUP and reload is not None:
+                reload()
+                continue
             log.info("stopping on %s", signal.Signals(got[0]).name)
+            notifier.stopping()
             stop.set()
             signal.alarm(ALARM_S)  # the kernel's own clock: it ends us even when the interpreter is stuck
+            return
 
     thread = threading.Thread(target=wait, name="signals", daemon=True)
-    old_handlers = {number: signal.signal(number, lambda *_: None) for number in STOP_SIGNALS}
+    heard = (*STOP_SIGNALS, signal.SIGHUP) if reload is not None else STOP_SIGNALS
+    old_handlers = {number: signal.signal(number, lambda *_: None) for number in heard}
     old_wakeup = signal.set_wakeup_fd(writer)
     thread.start()
     try:
@@ -155,6 +188,18 @@ def stop_event() -> Iterator[threading.Event]:
         signal.alarm(0)
         os.close(reader)
         os.close(writer)
+
+
+def reload_logging(name: str, file: Path, notifier: Notifier) -> None:
+    """Read `[logging]` again, the one table that may change under way; a wrong file changes nothing."""
+    with notifier.reloading():
+        try:
+            config = load_outline(file).logging
+        except VisagedError as error:
+            log.error("the configuration stays as it was: %s", error)
+            return
+        logs.configure(name, config)
+        log.info("read [logging] of %s again; whatever else changed there waits for a restart", file)
 
 
 def limit_opencv_threads() -> None:

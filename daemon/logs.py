@@ -12,7 +12,7 @@ QUIET = ("urllib3", "asyncio", "matplotlib")
 
 
 class LoggingConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is logged, and how. Lines go to standard error."""
+    """What is logged, and how. Lines go to standard error; SIGHUP reads this table again."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe level that is shown."""

@@ -272,6 +272,24 @@ class InferMetrics(Metrics):
             "Subscriptions held by clients; one that follows two cameras counts twice.",
             registry=registry,
         )
+        self.flags = prometheus.Counter(
+            "visaged_flags_total",
+            "Faces stored or labelled, by what asked for it.",
+            ["source"],
+            registry=registry,
+        )
+        self.flags_dropped = prometheus.Counter(
+            "visaged_flags_dropped_total",
+            "Faces that the daemon picked itself and could not store, by reason.",
+            ["reason"],
+            registry=registry,
+        )
+        self.samples = prometheus.Gauge(
+            "visaged_samples",
+            "Samples in the store, by what people said of them.",
+            ["state"],
+            registry=registry,
+        )
         self.control_requests = prometheus.Counter(
             "visaged_control_requests_total", "Control requests answered.", registry=registry
         )
@@ -280,6 +298,34 @@ class InferMetrics(Metrics):
             "Control requests refused, by reason.",
             ["reason"],
             registry=registry,
+        )
+
+
+class GatewayMetrics(Metrics):
+    """What the gateway to other machines counts."""
+
+    def __init__(self, process: str = "gateway") -> None:
+        super().__init__(process)
+        registry = self.registry
+        self.connections = prometheus.Counter(
+            "visaged_remote_connections_total", "Connections from other machines.", registry=registry
+        )
+        self.requests = prometheus.Counter(
+            "visaged_remote_requests_total", "Control requests from other machines.", registry=registry
+        )
+        self.refused = prometheus.Counter(
+            "visaged_auth_refused_total",
+            "Connections and requests from other machines refused, by reason.",
+            ["reason"],
+            registry=registry,
+        )
+        self.cuts = prometheus.Counter(
+            "visaged_remote_cuts_total",
+            "Times everybody on an endpoint was disconnected: one lost its right, or there were too many.",
+            registry=registry,
+        )
+        self.subscriptions = prometheus.Gauge(
+            "visaged_remote_subscriptions", "Subscriptions held from other machines.", registry=registry
         )
 
 

@@ -24,9 +24,8 @@ class StallWatch:
         for camera in self._paths:
             ledger = self._ledger_of(camera)
             if ledger is not None:
-                counts = ledger.infer_counts()
-                settled += (counts.published or 0) + sum(counts.dropped.values())
-                in_flight += counts.in_flight or 0
+                settled += settled_by_infer(ledger)
+                in_flight += ledger.snapshot().in_flight
         if settled != self._settled or in_flight == 0:
             self._settled, self._moved_s = settled, now_s
         return now_s - self._moved_s >= STALLED_S
@@ -47,3 +46,9 @@ class StallWatch:
             except RingError:  # not made yet
                 return None
         return self._ledgers[camera]
+
+
+def settled_by_infer(ledger: Ledger) -> int:
+    """Return how many frames infer has published or dropped; does not move while it hangs."""
+    counts = ledger.infer_counts()
+    return (counts.published or 0) + sum(counts.dropped.values())

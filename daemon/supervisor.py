@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from ..pipelines.errors import ConfigError, VisagedError
-from .channels import socket_file
+from .channels import is_listening, socket_file
 from .ledger import Ledger, ledger_path
 from .metrics import SupervisorMetrics
-from .outline import Outline
+from .outline import Outline, require_cameras
 from .process_table import (
     MAX_RESTARTS,
     STOP_S,
@@ -35,6 +35,7 @@ from .stall import STALLED_S, StallWatch
 log = logging.getLogger(__name__)
 
 TICK_S = 0.1
+PATIENCE_S = 3.0  # for processes whose supervisor was killed a moment ago
 DRAIN_S = 30.0  # for infer to answer what the finished cameras left
 EXIT_CONFIG = ConfigError.exit_code
 
@@ -244,6 +245,22 @@ def lock_runtime(runtime: Path) -> IO[str]:
     return lock
 
 
+def wait_for_others(runtime: Path) -> None:
+    """Wait a moment for the processes of an earlier run to end.
+
+    Raises:
+        ConfigError: they do not, as those of a service would not.
+    """
+    deadline_s = time.monotonic() + PATIENCE_S
+    while served := next((path for path in sorted(runtime.glob("*.ipc")) if is_listening(path)), None):
+        if time.monotonic() > deadline_s:
+            raise ConfigError(
+                f"visaged already runs in {runtime} and serves {served.name}; if it is the service, "
+                "run `systemctl stop visaged.target`, else set another [paths] runtime"
+            )
+        time.sleep(TICK_S)
+
+
 def remove_leftovers(outline: Outline) -> None:
     """Remove the sockets and rings that killed processes left; only the holder of the lock may."""
     for path in outline.paths.runtime.glob("*.ipc"):
@@ -271,13 +288,17 @@ def run_supervisor(outline: Outline, file: Path, metrics: SupervisorMetrics, sto
     """Run all processes of `outline`; return the exit code. See the module's first lines.
 
     Raises:
-        ConfigError: no camera, or another supervisor runs in the same runtime folder.
+        ConfigError: no camera, no keys for other machines, or another supervisor in the same runtime folder.
         VisagedError: a process failed again and again.
     """
-    if not outline.camera:
-        raise ConfigError(f"{file} has no [[camera]]; add one with a name and a source")
-    table = processes([camera.name for camera in outline.camera])
+    require_cameras(outline, file)
+    if outline.remote.needs_keys:
+        from .keys import KeyStore  # here: it loads ZeroMQ
+
+        KeyStore(outline.keys)  # says what is wrong before anything is started
+    table = processes([camera.name for camera in outline.camera], is_remote=outline.remote.is_enabled)
     with lock_runtime(outline.paths.runtime):
+        wait_for_others(outline.paths.runtime)
         remove_leftovers(outline)
         begin_books(outline)
         daemon = Daemon(outline, file)

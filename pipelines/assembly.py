@@ -113,7 +113,7 @@ def assemble(
         ModelError: a weights file is missing or corrupt, or a plan cannot be built.
         ConfigError: a network or a device is asked for that is not here.
         ReleaseError: the release that is configured is missing or damaged.
-        GalleryError: the gallery cannot be opened.
+        StoreError: the gallery cannot be opened.
     """
     configs, models, stored = choose_release(configs, state, ModelStore(cache, wheels))
     loader = EngineLoader(configs.engine, models, max_batch=configs.ensemble.max_batch)

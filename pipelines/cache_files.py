@@ -20,8 +20,10 @@ def sha256_of(path: Path) -> str:
         return ""
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Put `data` at `path` so that every reader sees the old file, the new one, or none.
+
+    Others may read it unless `mode` says no: nothing in the cache is personal.
 
     Raises:
         OSError: no room or no permission; nothing is left behind.
@@ -32,7 +34,7 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        Path(name).chmod(0o644)  # nothing in the cache is personal; mkstemp's 0600 would lock out others
+        Path(name).chmod(mode)
         Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)

@@ -6,7 +6,9 @@
     ├── PhotoError               a photo cannot be used (no face, two faces, broken, too large)
     ├── ModelError               a weights file, ONNX file or archive is missing, corrupt or foreign
     ├── ReleaseError             a release is missing, damaged or cannot be served
-    ├── GalleryError             the gallery cannot do what was asked
+    ├── StoreError               what is stored of people cannot be sealed, opened or used
+    │   ├── GalleryError         the gallery cannot do what was asked
+    │   └── SampleError          the sample store cannot do what was asked
     ├── RingError                frames in shared memory: no room, stale, foreign
     └── MessageError             a message from outside is malformed, oversized or of another version
 
@@ -42,8 +44,16 @@ class ReleaseError(VisagedError):
     """A release is missing, damaged or cannot be served."""
 
 
-class GalleryError(VisagedError):
+class StoreError(VisagedError):
+    """What is stored of people cannot be sealed, opened or used."""
+
+
+class GalleryError(StoreError):
     """The gallery cannot do what was asked."""
+
+
+class SampleError(StoreError):
+    """The sample store cannot do what was asked."""
 
 
 class RingError(VisagedError):

@@ -109,6 +109,24 @@ def fuse_group(group: Group, of: Callable[[str], tuple[F32, Bool]]) -> tuple[F32
     return fusion.fuse_sum(p, knows, np.array(group.weights, np.float32)), known
 
 
+@dataclass(frozen=True, slots=True)
+class Fused:
+    """What the ensemble says of N faces, K classes in the order of `EMOTIONS`.
+
+    `probabilities` is `(N, K)`, fused; `disagreement` `(N,)` in [0, 1]; `members` `(E, N, K)` what each
+    of the E members called `names` said, 0 for a class that it does not know.
+    """
+
+    probabilities: F32
+    disagreement: F32
+    members: F32
+    names: tuple[str, ...]
+
+    def rows(self, rows: slice) -> "Fused":
+        """Return what is said of some of the faces."""
+        return Fused(self.probabilities[rows], self.disagreement[rows], self.members[:, rows], self.names)
+
+
 class Fuser:
     """Combines the members of one release. Owns nothing that changes."""
 
@@ -117,10 +135,10 @@ class Fuser:
         self._how = how
         self._head = heads[how.head] if isinstance(how, FeatureFusion) else None
 
-    def fuse(self, outputs: Outputs) -> tuple[F32, F32]:
-        """Return `(N, K)` fused probabilities and the members' `(N,)` disagreement in [0, 1]."""
+    def fuse(self, outputs: Outputs) -> Fused:
+        """Return one answer per face."""
         p = fusion.probabilities(outputs.logits, outputs.knows)
-        return self._fuse(outputs, p), fusion.disagreement(p, outputs.knows)
+        return Fused(self._fuse(outputs, p), fusion.disagreement(p, outputs.knows), p, outputs.names)
 
     def _fuse(self, outputs: Outputs, p: F32) -> F32:
         how = self._how

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
+from .answer import Analysis, Answer, face_of
 from .batcher import share_places
 from .canary import Canary, Look, check_finite, check_space
 from .cropper import AnyCropper
@@ -25,8 +26,9 @@ from .detector import Detector, DetectorConfig
 from .ensemble import Ensemble, EnsembleConfig, Outputs
 from .errors import ModelError
 from .frame import Detection, Frame, Track
+from .fuser import Fused
 from .identity.identity import Identifier
-from .message import EMOTIONS, Emotion, Face, Identity
+from .message import Identity
 from .release import LoadedRelease
 from .tracker import Tracker, TrackerConfig
 
@@ -40,29 +42,6 @@ class Scan:
 
     seq: int
     detections: tuple[Detection, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """Everything known about one frame; `embeddings` is `(n, D)`, rows as the faces say."""
-
-    frame: Frame
-    faces: list[Face]
-    embeddings: F32
-    stages_ms: dict[str, float]
-
-
-@dataclass(slots=True)
-class Analysis:
-    """What the ensemble last said about a track, and which release that was, by its name in messages."""
-
-    seq: int
-    release: str
-    embedding: F32
-    probabilities: F32
-    disagreement: float
-    quality: float
-    identity: Identity
 
 
 @dataclass(slots=True)
@@ -244,8 +223,8 @@ class InferencePipeline:
 
     def ask(
         self, loaded: LoadedRelease, seen: Sequence[tuple[U8, F32]], stages_ms: dict[str, float] | None = None
-    ) -> tuple[Outputs, F32, F32]:
-        """Return what a release says about faces: its outputs, fused `(N, K)`, disagreement `(N,)`.
+    ) -> tuple[Outputs, Fused]:
+        """Return what a release says about faces: its members' outputs, and the fused answers.
 
         Args:
             loaded: the release.
@@ -260,7 +239,7 @@ class InferencePipeline:
         if stages_ms is not None:
             stages_ms["crop"] = stages_ms.get("crop", 0.0) + (cropped - start) * 1e3
             stages_ms["infer"] = stages_ms.get("infer", 0.0) + (inferred - cropped) * 1e3
-        return outputs, *loaded.fuser.fuse(outputs)
+        return outputs, loaded.fuser.fuse(outputs)
 
     def _analyse(self, works: list[Work]) -> None:
         """Ask the releases about the faces that are due, all cameras in one batch of each."""
@@ -298,24 +277,23 @@ class InferencePipeline:
             ModelError: its engine failed, or what it says is no number; nothing is remembered then.
         """
         seen = [(work.frame.rgb, np.stack([track.landmarks for track in work.due])) for work in works]
-        outputs, probabilities, disagreement = self.ask(loaded, seen, stages_ms)
+        outputs, fused = self.ask(loaded, seen, stages_ms)
         if must_be_finite:
-            check_finite(loaded, probabilities, outputs.logits, outputs.embeddings)
+            check_finite(loaded, fused.probabilities, outputs.logits, outputs.embeddings)
         start = time.perf_counter()
         first = 0
         for work, (rgb, marks) in zip(works, seen, strict=True):
             rows = slice(first, first + len(work.due))
             first = rows.stop
             quality = self._cropper.quality(rgb, marks)
-            said = outputs.embeddings[rows], probabilities[rows], disagreement[rows]
-            self._remember(work, loaded.name, said, quality)
+            self._remember(work, loaded.name, (outputs.embeddings[rows], quality), fused.rows(rows))
             tracks = tuple(track.id for track in work.due)
             self.looks.append(Look(work.frame.camera, rgb, tracks, marks, loaded))
         stages_ms["match"] = stages_ms.get("match", 0.0) + (time.perf_counter() - start) * 1e3
 
-    def _remember(self, work: Work, release: str, said: tuple[F32, F32, F32], quality: F32) -> None:
-        """Keep what `release` said: embeddings, probabilities and disagreement of the faces that were due."""
-        embeddings, probabilities, disagreement = said
+    def _remember(self, work: Work, release: str, faces: tuple[F32, F32], said: Fused) -> None:
+        """Keep what `release` said of the faces that were due, with their embeddings and quality."""
+        embeddings, quality = faces
         view, camera = work.view, work.frame.camera
         ids = [track.id for track in work.due]
         renamed = view.tracker.remember(dict(zip(ids, embeddings, strict=True)))
@@ -328,12 +306,19 @@ class InferencePipeline:
         keep = np.float32(self._ensemble_config.smoothing)
         for i, track in enumerate(ids):
             earlier = view.analyses.get(track)
-            fused = probabilities[i]
+            fused = said.probabilities[i]
             if earlier is not None and earlier.release == release:  # no answer mixes two releases
                 fused = keep * earlier.probabilities + (1 - keep) * fused
-            quality_i, disagreement_i = float(quality[i]), float(disagreement[i])
             view.analyses[track] = Analysis(
-                work.frame.seq, release, embeddings[i], fused, disagreement_i, quality_i, identities[i]
+                seq=work.frame.seq,
+                release=release,
+                landmarks=work.due[i].landmarks,
+                embedding=embeddings[i],
+                probabilities=fused,
+                members=dict(zip(said.names, said.members[:, i], strict=True)),
+                disagreement=float(said.disagreement[i]),
+                quality=float(quality[i]),
+                identity=identities[i],
             )
 
     def _rename(self, work: Work, renamed: dict[int, int]) -> None:
@@ -356,8 +341,9 @@ class InferencePipeline:
             )
             for row, track in enumerate(published)
         ]
+        fresh = {t.id: a for t in published if (a := view.analyses[t.id]).seq == work.frame.seq}
         self._forget_lost(work)
-        return Answer(work.frame, faces, embeddings, work.stages_ms)
+        return Answer(work.frame, faces, embeddings, work.stages_ms, fresh)
 
     def _forget_lost(self, work: Work) -> None:
         """Drop what is remembered of tracks that can no longer come back."""
@@ -365,33 +351,3 @@ class InferencePipeline:
         for track in [t for t in view.analyses if not view.tracker.remembers(t)]:
             del view.analyses[track]
             self.identifier.forget_track(work.frame.camera, track)
-
-
-def face_of(track: Track, analysis: Analysis, row: int, release: str, feel: bool) -> Face:
-    """Return what is published about one track in a message of `release`."""
-    left, top, right, bottom = (float(v) for v in track.box)
-    return Face(
-        track=track.id,
-        box=(left, top, right, bottom),
-        landmarks=[(float(x), float(y)) for x, y in track.landmarks],
-        score=track.score,
-        is_visible=track.is_visible,
-        quality=analysis.quality,
-        identity=analysis.identity,
-        emotion=emotion_of(analysis.probabilities, analysis.disagreement) if feel else Emotion(),
-        analysed_seq=analysis.seq,
-        release="" if analysis.release == release else analysis.release,
-        embedding_row=row,
-    )
-
-
-def emotion_of(probabilities: F32, disagreement: float) -> Emotion:
-    """Return the fused emotion for `(K,)` probabilities in the order of `EMOTIONS`."""
-    best = int(probabilities.argmax())
-    clipped = np.clip(probabilities, 0.0, 1.0)
-    return Emotion(
-        label=EMOTIONS[best],
-        probability=float(clipped[best]),
-        probabilities=[float(p) for p in clipped],
-        disagreement=min(max(disagreement, 0.0), 1.0),
-    )

@@ -1,4 +1,4 @@
-"""Seal embeddings at rest with authenticated encryption (AES-256-GCM). The door to cryptography.
+"""Seal what is stored of people with authenticated encryption (AES-256-GCM). The door to cryptography.
 
 A key file holds one 256-bit key per line as hex digits; the last line seals, all lines open, so a key
 is rotated by appending one. A sealed value is `key id (4) | nonce (12) | ciphertext and tag`.
@@ -14,9 +14,15 @@ from typing import Self
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from .errors import GalleryError
+from .errors import StoreError
 
 KEY_BYTES, KEY_ID_BYTES, NONCE_BYTES = 32, 4, 12
+
+
+def credential(name: str) -> Path | None:
+    """Return the file of the credential that systemd gave us as `name`, or None."""
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    return path if folder and (path := Path(folder, name)).exists() else None
 
 
 class Sealer:
@@ -36,20 +42,21 @@ class Sealer:
         """Read the keys in `path`: a file of mode 0600 or a systemd credential.
 
         Raises:
-            GalleryError: missing, readable by others, or no key file.
+            StoreError: missing, readable by others, or no key file.
         """
         try:
             mode, text = path.stat().st_mode, path.read_text("ascii")
         except (OSError, UnicodeDecodeError) as error:
-            raise GalleryError(f"the key file {path} cannot be read ({error}); restore it") from error
-        if stat.S_IMODE(mode) & 0o077:
-            raise GalleryError(f"the key file {path} can be read by others; run `chmod 600 {path}`")
+            raise StoreError(f"the key file {path} cannot be read ({error}); restore it") from error
+        # systemd lets our user read a credential by an access list, whose mask shows as the group's bits
+        if stat.S_IMODE(mode) & (0o037 if path == credential(path.name) else 0o077):
+            raise StoreError(f"the key file {path} can be read by others; run `chmod 600 {path}`")
         try:
             keys = [bytes.fromhex(line) for line in text.split()]
         except ValueError:
             keys = []
         if not keys or any(len(key) != KEY_BYTES for key in keys):
-            raise GalleryError(f"{path} is not a key file (a line of 64 hex digits per key); restore it")
+            raise StoreError(f"{path} is not a key file (a line of 64 hex digits per key); restore it")
         return cls(keys)
 
     def seal(self, plain: bytes, context: str) -> bytes:
@@ -62,27 +69,25 @@ class Sealer:
         """Return what was sealed for `context`.
 
         Raises:
-            GalleryError: sealed with another key, for another place, or changed since.
+            StoreError: sealed with another key, for another place, or changed since.
         """
         key_id, nonce = sealed[:KEY_ID_BYTES], sealed[KEY_ID_BYTES:][:NONCE_BYTES]
         cipher = self._ciphers.get(key_id)
         if cipher is None:
-            raise GalleryError(
+            raise StoreError(
                 f"{context} was sealed with key {key_id.hex()}, which the key file does not have"
             )
         try:
             return cipher.decrypt(nonce, sealed[KEY_ID_BYTES + NONCE_BYTES :], context.encode())
         except (InvalidTag, ValueError) as error:
-            raise GalleryError(
-                f"{context} was altered or moved; restore the gallery from a backup"
-            ) from error
+            raise StoreError(f"{context} was altered or moved; restore a backup") from error
 
 
 def create_key_file(path: Path) -> None:
     """Write a new random key to `path`, mode 0600, whole or not at all; an existing file is left alone.
 
     Raises:
-        GalleryError: the folder cannot be written.
+        StoreError: the folder cannot be written.
     """
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
@@ -99,7 +104,7 @@ def create_key_file(path: Path) -> None:
         finally:
             os.close(folder)
     except OSError as error:
-        raise GalleryError(f"no key can be written to {path} ({error.strerror}); check the folder") from error
+        raise StoreError(f"no key can be written to {path} ({error.strerror}); check the folder") from error
 
 
 def _write_private(path: Path, text: str) -> None:

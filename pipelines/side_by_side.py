@@ -69,7 +69,7 @@ class SideBySide:
 
     def _ask(self, loaded: LoadedRelease, seen: list[tuple[npt.NDArray[np.uint8], F32]]) -> tuple[F32, float]:
         start_s = time.perf_counter()
-        outputs, probabilities, _ = self._pipeline.ask(loaded, seen)
+        outputs, fused = self._pipeline.ask(loaded, seen)
         took_s = time.perf_counter() - start_s
-        check_finite(loaded, probabilities, outputs.logits, outputs.embeddings)
-        return probabilities, took_s
+        check_finite(loaded, fused.probabilities, outputs.logits, outputs.embeddings)
+        return fused.probabilities, took_s

@@ -5,8 +5,9 @@ import shutil
 import signal
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,6 +15,8 @@ import numpy.typing as npt
 import pytest
 from visaged.daemon.outline import default_cache
 from visaged.pipelines.archives import fetch
+from visaged.pipelines.loop.sighting import SIDE_PX, Sighting
+from visaged.pipelines.message import EMOTIONS, Identity
 from visaged.pipelines.model_store import ModelStore
 
 U8 = npt.NDArray[np.uint8]
@@ -82,3 +85,35 @@ def free_port() -> int:
         if port < 65000:
             return port
     raise AssertionError("no free port")
+
+
+def sighting(seq: int = 10, *, track: int = 3, seed: int = 0, **changes: Any) -> Sighting:
+    """Return a sighting made up: frame `seq`, a tenth of a second a frame, its picture noise of `seed`."""
+    draw = np.random.default_rng(seed)
+    probabilities = np.zeros(len(EMOTIONS), np.float32)
+    probabilities[:2] = 0.7, 0.3
+    values: dict[str, Any] = {
+        "camera": "door",
+        "track": track,
+        "seq": seq,
+        "captured_ns": seq * 10**8,
+        "captured_at": 1_700_000_000 + seq / 10,
+        "chip": draw.integers(0, 256, (SIDE_PX, SIDE_PX, 3), np.uint8),
+        "landmarks": draw.uniform(50, 150, (5, 2)).astype(np.float32),
+        "face_px": 120.0,
+        "quality": 0.8,
+        "embedding": draw.normal(0, 0.09, 128).astype(np.float32),
+        "space": "face-resnet",
+        "probabilities": probabilities,
+        "members": {"face-resnet": probabilities[::-1].copy(), "emotion-xception": probabilities},
+        "disagreement": 0.1,
+        "identity": Identity(state="known", person="Ada", distance=0.3, margin=0.4),
+        "release": "abc",
+    }
+    return Sighting(**{**values, **changes})
+
+
+@pytest.fixture(scope="session")
+def make_sighting() -> Callable[..., Sighting]:
+    """Return the function that makes sightings."""
+    return sighting

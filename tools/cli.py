@@ -16,7 +16,8 @@ from ..pipelines.errors import VisagedError
 EXTRAS = dict.fromkeys(("torch", "captum", "kornia", "matplotlib"), "learn")
 EXIT_INTERRUPTED = 130
 
-SERVE, PEOPLE, MEASURE, SET_UP = "Serve", "People", "Try and measure", "Set up"
+SERVE, PEOPLE, LEARN = "Serve", "People", "Learn from mistakes"
+MEASURE, SET_UP = "Try and measure", "Set up"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +43,37 @@ COMMANDS = (
     Command("merge", PEOPLE, "people", "merge", "Say that two entries are the same person."),
     Command("unmerge", PEOPLE, "people", "unmerge", "Undo a merge."),
     Command("reject", PEOPLE, "people", "reject", "Say that a face is not this person."),
+    Command("flag", LEARN, "flag", "flag", "Say that what was published of a face is wrong, or right."),
+    Command("samples", LEARN, "samples", "app", "List, show and remove the faces kept to learn from."),
     Command("demo", MEASURE, "demo", "demo", "Show everything on real video, without a camera."),
     Command("replay", MEASURE, "replay", "replay", "Run a video through the pipeline, losing no frame."),
     Command("bench", MEASURE, "bench", "bench", "Measure speed and memory on this machine."),
     Command("check-config", SET_UP, "check_config", "check_config", "Check the configuration file."),
+    Command("keys", SET_UP, "keys", "app", "Say which clients on other machines may connect."),
     Command("models", SET_UP, "models", "app", "Import and list the networks."),
     Command("build", SET_UP, "build", "build", "Build the networks into plans, faster ones or for a GPU."),
     Command("plans", SET_UP, "plans", "app", "List, inspect, verify and prune plans."),
     Command("calibrate", SET_UP, "calibrate", "calibrate", "Measure INT8 ranges on photos."),
     Command("explain", MEASURE, "explain", "explain", "Draw where the emotion network looks on a face."),
+    Command(
+        "synthesise",
+        MEASURE,
+        "synthesise",
+        "synthesise",
+        "Show a face turned, lit, aged, with other expressions.",
+    ),
+    Command(
+        "evaluate-synthesis",
+        SET_UP,
+        "evaluate_synthesis",
+        "evaluate_synthesis",
+        "Measure on photos how well synthetic faces keep the person.",
+    ),
     Command("data", SET_UP, "data", "app", "Say what the data of a task are worth."),
     Command("train", SET_UP, "train", "train", "Train a network as a recipe says."),
+    Command(
+        "train-generator", SET_UP, "train_generator", "train_generator", "Train a network that draws faces."
+    ),
     Command("train-emotion", SET_UP, "train_emotion", "train_emotion", "Train the small emotion head."),
     Command("release", SET_UP, "release", "app", "Make releases, try them, promote and roll back."),
     Command("evaluate", SET_UP, "evaluate", "evaluate", "Measure a release on faces with labels."),
@@ -63,6 +84,8 @@ COMMANDS = (
         "evaluate_identity",
         "Measure on LFW how well people are told apart.",
     ),
+    Command("install", SET_UP, "install", "install", "Install visaged as a systemd service."),
+    Command("uninstall", SET_UP, "install", "uninstall", "Remove the systemd service."),
     Command("schema", SET_UP, "schema", "schema", "Print the JSON Schema of the results."),
     Command("version", SET_UP, "version", "version", "Print the version."),
 )

@@ -14,7 +14,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ..daemon.config import Config, find_config
-from ..kernels.fusion import probabilities
 from ..pipelines.assembly import choose_release, load_release
 from ..pipelines.cache_files import write_atomically
 from ..pipelines.detector import Detector, DetectorConfig, build_detector
@@ -78,15 +77,15 @@ def evaluate(
     labelled = load(settings, dataset, part)
     outputs = ask(asked.ensemble, labelled, console)
     asked.close()
-    p = probabilities(outputs.logits, outputs.knows)
-    fused, _ = asked.fuser.fuse(outputs)
-    said = dict(zip(outputs.names, p, strict=True)) | {FUSED: fused}
+    answer = asked.fuser.fuse(outputs)
+    fused, members = answer.probabilities, Members(outputs.names, answer.members, outputs.knows)
+    said = dict(zip(members.names, members.p, strict=True)) | {FUSED: fused}
     console.print(f"release {asked.release.id}: {asked.release.fusion}", highlight=False, soft_wrap=True)
     for table in (
         comparison(said, labelled.truth),
         by_class(fused, labelled.truth),
         by_subgroup(fused, labelled),
-        alikeness(Members(outputs.names, p, outputs.knows), labelled.truth),
+        alikeness(members, labelled.truth),
     ):
         console.print(table)
     if labelled.n_lost:

@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.table import Table
 
 from ..daemon.config import Config, find_config
-from ..kernels.fusion import probabilities
 from ..pipelines.engines.engine_loader import EngineLoader
 from ..pipelines.ensemble import Ensemble, EnsembleConfig, build_ensemble
 from ..pipelines.errors import ConfigError, ModelError, ReleaseError
@@ -85,9 +84,8 @@ def make(
         ensemble.close()
         files, outputs = calibrate(files, outputs, labelled.truth)
         fit = fit_combination(fuse, outputs, labelled.truth, groups)
-        p = probabilities(outputs.logits, outputs.knows)
-        fused, _ = Fuser(fit.fusion, fit.heads).fuse(outputs)
-        said = dict(zip(outputs.names, p, strict=True)) | {FUSED: fused}
+        fused = Fuser(fit.fusion, fit.heads).fuse(outputs)
+        said = dict(zip(outputs.names, fused.members, strict=True)) | {FUSED: fused.probabilities}
         console.print("on the tuning part, which the combination was fitted on:")
         console.print(comparison(said, labelled.truth))
         release = Release(

@@ -96,7 +96,7 @@ def hold_out(
     said: dict[str, list[F32]] = {}
     for key in dict.fromkeys(keys):
         for faces in labelled:
-            fused, _ = loaded[key].fuser.fuse(ask(loaded[key].ensemble, faces, console))
+            fused = loaded[key].fuser.fuse(ask(loaded[key].ensemble, faces, console)).probabilities
             said.setdefault(key, []).append(fused)
     truth = Truth(
         np.concatenate([faces.truth.targets for faces in labelled]),

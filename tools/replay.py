@@ -25,10 +25,10 @@ from rich.progress import track
 
 from ..daemon.camera import Broken, CameraConfig, open_camera
 from ..daemon.config import find_config
+from ..pipelines.answer import Answer
 from ..pipelines.assembly import Stages, assemble
 from ..pipelines.errors import SourceError
 from ..pipelines.frame import Frame
-from ..pipelines.inference import Answer
 from ..pipelines.message import FaceFrame
 from .recorder import Recorder
 from .tally import Tally

@@ -11,7 +11,7 @@ from rich.progress import Progress
 
 from ..daemon import toml_file
 from ..daemon.config import Config, load_config
-from ..daemon.outline import prepare_folder
+from ..daemon.outline import prepare_folder, require_cameras
 from ..daemon.process_table import command
 from ..pipelines.errors import ConfigError
 from ..pipelines.model_store import ModelStore
@@ -41,8 +41,7 @@ def run(
             f"docs/configuration.md shows the smallest one"
         )
     settings = load_config(file)
-    if not settings.camera:
-        raise ConfigError(f"{file} has no [[camera]]; add one with a name and a source")
+    require_cameras(settings, file)
     prepare_folder(settings.paths.runtime, "runtime")
     import_networks(settings)
     line = command("supervisor", file)

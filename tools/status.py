@@ -8,25 +8,29 @@ from rich.console import Console
 from rich.table import Table
 
 from ..daemon import toml_file
-from ..daemon.control import ControlClient, Status
+from ..daemon.control import Status
 from ..daemon.outline import Outline, load_outline
+from .connection import EndpointOption, KeyOption, connect
 
 
 def status(
     config: Annotated[
         Path | None, typer.Option(help="The TOML file; only its runtime folder counts.")
     ] = None,
+    endpoint: EndpointOption = "",
+    key: KeyOption = None,
 ) -> None:
     """Ask the running daemon how it is: which engines run, what every camera captured and published.
 
     Exit code 1 when no daemon answers.
 
-    Example:
+    Examples:
       visaged status
+      visaged status --endpoint tcp://10.0.0.5:5561 --key laptop.key
     """
     file = toml_file.find_file(config)
     outline = load_outline(file) if file else Outline()
-    with ControlClient(outline.paths.runtime) as control:
+    with connect(outline.paths.runtime, endpoint, key) as control:
         answer = control.request(Status())
     console = Console()
     for line in lines_of(answer):
@@ -47,6 +51,8 @@ def lines_of(answer: dict[str, Any]) -> list[str]:
     lines += promotion_lines(answer.get("promotion", {}))
     if answer["upgrade"] not in ("none needed", "done"):
         lines.append(f"  plans: {answer['upgrade']}")
+    stored = ", ".join(f"{n} {state}" for state, n in answer["samples"].items())
+    lines.append(f"samples: {stored}; automatic flags {'on' if answer['automatic_flags'] else 'off'}")
     return lines
 
 

@@ -3,29 +3,23 @@
 SQLite is the source of truth (`gallery.db`); embeddings in it are sealed (`gallery.key`).
 """
 
-import json
 import secrets
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import GalleryError
-from ..seal import Sealer, create_key_file
-from .gallery_file import GalleryFile
+from ..store_file import open_store
+from .gallery_schema import GALLERY, ROOTS, context_of
 from .person import STRANGER_PREFIX, Person, Receipt, Templates, clean_name
 
 F32 = npt.NDArray[np.float32]
 
 SAME_PHOTO = 1e-3  # distance; the same pixels give less, another photo gives 100 times more
-ROOTS = """
-    WITH RECURSIVE root (id, top) AS (
-        SELECT id, id FROM people WHERE merged_into IS NULL
-        UNION ALL SELECT p.id, root.top FROM people p JOIN root ON p.merged_into = root.id)
-"""  # every person -> the one that it was merged into, however many merges away
 
 
 class Gallery:
@@ -43,25 +37,15 @@ class Gallery:
 
         Args:
             state: folder of `gallery.db` and `gallery.key`.
-            key: key file elsewhere, such as a systemd credential.
+            key: key file elsewhere; else the systemd credential `gallery.key`, else that in `state`.
             timeout_s: how long to wait for another process that is writing.
             now: wall clock, seconds since 1970.
 
         Raises:
-            GalleryError: corrupt, wrong key, or the folder cannot be written.
+            StoreError: corrupt, no key, or the folder cannot be written.
         """
         self._now = now
-        path = state / "gallery.db"
-        try:
-            state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise GalleryError(f"the state folder {state} cannot be made ({error.strerror})") from error
-        if key is None:
-            key = state / "gallery.key"
-            if not path.exists():
-                create_key_file(key)
-        self._sealer = Sealer.from_file(key)
-        self._file = GalleryFile(path, timeout_s=timeout_s)
+        self._file, self._sealer = open_store(GALLERY, state, key=key, timeout_s=timeout_s)
         self._seen_version = self._file.data_version()
         self._has_own_change = True
 
@@ -143,6 +127,41 @@ class Gallery:
                 self._add_template(person, embedding, space, 1.0, source, is_negative=True)
             self._has_own_change = True
 
+    def teach(
+        self, source: str, embedding: F32, *, space: str, person: str = "", not_people: Sequence[str] = ()
+    ) -> None:
+        """Let `source` say that a face is `person`, that it is none of `not_people`, and nothing else.
+
+        What it said before is withdrawn, so saying it again changes nothing.
+
+        Args:
+            source: who says so, such as a sample.
+            embedding: `(D,)` of the face.
+            space: of the embedding.
+            person: a new or an enrolled person; empty for nobody.
+            not_people: enrolled people.
+
+        Raises:
+            GalleryError: the name cannot be used, or nobody has it; nothing is changed.
+        """
+        with self._file.transaction():
+            self.withdraw(source)
+            if person:
+                self.enrol(person, embedding[None], space=space, sources=[source])
+            for name in not_people:
+                self.reject(name, embedding[None], space=space, source=source)
+
+    def withdraw(self, source: str) -> int:
+        """Remove the templates and negatives that came from `source`; return how many."""
+        with self._file.transaction():
+            n_removed = self._file.run("DELETE FROM templates WHERE source = ?", (source,))
+            self._has_own_change |= n_removed > 0
+        return n_removed
+
+    def has(self, name: str) -> bool:
+        """Return whether somebody is called `name`, also by a merge."""
+        return self._find(name) is not None
+
     def name_of(self, name: str) -> str:
         """Return under which name `name` is listed, through merges; of nobody, `name` itself."""
         person = self._find(name)
@@ -164,13 +183,13 @@ class Gallery:
                      WHERE root.top = p.id AND a.id <> p.id)
             FROM people p WHERE merged_into IS NULL ORDER BY kind, name COLLATE NOCASE"""
         )
-        return [_person(row) for row in rows]
+        return [Person.of_row(row) for row in rows]
 
     def templates(self, space: str, *, strangers: bool = False, negatives: bool = False) -> Templates:
         """Return the opened templates of one embedding space, of the enrolled or of the strangers.
 
         Raises:
-            GalleryError: a row does not open: altered, moved or sealed with another key.
+            StoreError: a row does not open: altered, moved or sealed with another key.
         """
         kind = "stranger" if strangers else "enrolled"
         rows = self._file.rows(
@@ -189,7 +208,7 @@ class Gallery:
                 index[top] = len(names)
                 names.append(name)
             owners.append(index[top])
-            opened.append(self._sealer.open(sealed, _context(uid, person, space, negatives)))
+            opened.append(self._sealer.open(sealed, context_of(uid, person, space, negatives)))
         if len({len(plain) for plain in opened}) > 1:
             raise GalleryError(f"templates of the space {space} have different lengths; restore a backup")
         flat = np.frombuffer(b"".join(opened), dtype="<f4").astype(np.float32)
@@ -344,7 +363,7 @@ class Gallery:
             raise GalleryError(f"an embedding must be a list of finite numbers, not {embedding.shape}")
         uid = secrets.token_hex(8)
         sealed = self._sealer.seal(
-            embedding.astype("<f4").tobytes(), _context(uid, person, space, is_negative)
+            embedding.astype("<f4").tobytes(), context_of(uid, person, space, is_negative)
         )
         self._file.run(
             "INSERT INTO templates VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -356,7 +375,7 @@ class Gallery:
             "SELECT uid, sealed FROM templates WHERE person = ? AND space = ? AND NOT is_negative",
             (person, space),
         )
-        plain = [self._sealer.open(sealed, _context(uid, person, space, False)) for uid, sealed in rows]
+        plain = [self._sealer.open(sealed, context_of(uid, person, space, False)) for uid, sealed in rows]
         return [np.frombuffer(p, dtype="<f4").astype(np.float32) for p in plain]
 
     def _find(self, name: str) -> int | None:
@@ -375,22 +394,3 @@ class Gallery:
     def _is_stranger(self, person: int) -> bool:
         rows = self._file.rows("SELECT kind FROM people WHERE id = ?", (person,))
         return str(rows[0][0]) == "stranger"
-
-
-def _context(uid: str, person: int, space: str, is_negative: bool) -> str:
-    """Return what a sealed embedding is bound to: moved to another row it does not open."""
-    return f"{'negative' if is_negative else 'template'} {uid} of person {person} in {space}"
-
-
-def _person(row: tuple[Any, ...]) -> Person:
-    name, kind, consent, created_at, last_seen, templates, negatives, aliases = row
-    return Person(
-        name=name,
-        is_stranger=kind == "stranger",
-        consent=consent,
-        created_at=created_at,
-        last_seen=last_seen,
-        templates=templates,
-        negatives=negatives,
-        aliases=tuple(json.loads(aliases)),
-    )

@@ -4,6 +4,9 @@
 same for both. A merge is a pointer (`merged_into`): templates never move, so undoing it is exact.
 """
 
+from ..errors import GalleryError
+from ..store_file import StoreKind
+
 MIGRATIONS = (
     """
     CREATE TABLE people (
@@ -38,3 +41,16 @@ MIGRATIONS = (
     INSERT INTO facts VALUES ('strangers', '0');
     """,
 )
+
+ROOTS = """
+    WITH RECURSIVE root (id, top) AS (
+        SELECT id, id FROM people WHERE merged_into IS NULL
+        UNION ALL SELECT p.id, root.top FROM people p JOIN root ON p.merged_into = root.id)
+"""  # every person -> the one that it was merged into, however many merges away
+
+GALLERY = StoreKind("gallery", GalleryError, MIGRATIONS)
+
+
+def context_of(uid: str, person: int, space: str, is_negative: bool) -> str:
+    """Return what a sealed embedding is bound to: moved to another row it does not open."""
+    return f"{'negative' if is_negative else 'template'} {uid} of person {person} in {space}"

@@ -164,6 +164,8 @@ class Identifier:
 
     def _number(self, evidence: _Evidence, mean: _Look, captured_ns: int) -> str:
         """Return the stranger's name, the same for the whole track; empty while the view is too poor."""
+        if evidence.stranger not in self._strangers:  # another track, whose number it was, gave it back
+            evidence.stranger, evidence.met_here = "", False
         if not evidence.stranger and mean.quality >= self._config.stranger_quality:
             evidence.stranger = self._strangers.recognise(mean.embedding)
             if not evidence.stranger:

@@ -1,6 +1,8 @@
 """What the gallery says about people: values and the rule for names."""
 
+import json
 import unicodedata
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +28,21 @@ class Person(Struct, frozen=True, kw_only=True):
     negatives: int
     aliases: tuple[str, ...] = ()
     """Names merged into this one."""
+
+    @classmethod
+    def of_row(cls, row: tuple[Any, ...]) -> Self:
+        """Return the person of a row as `Gallery.people` selects it."""
+        name, kind, consent, created_at, last_seen, templates, negatives, aliases = row
+        return cls(
+            name=name,
+            is_stranger=kind == "stranger",
+            consent=consent,
+            created_at=created_at,
+            last_seen=last_seen,
+            templates=templates,
+            negatives=negatives,
+            aliases=tuple(json.loads(aliases)),
+        )
 
 
 class Receipt(Struct, frozen=True, kw_only=True):

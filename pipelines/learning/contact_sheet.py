@@ -91,15 +91,15 @@ def contact_sheet(
     return sheet
 
 
-def write_png(sheet: U8, path: Path) -> None:
-    """Write an `(H, W, 3)` uint8 RGB sheet as PNG, whole or not at all.
+def write_png(sheet: U8, path: Path, mode: int = 0o644) -> None:
+    """Write an `(H, W, 3)` uint8 RGB sheet as PNG, whole or not at all, with the permissions `mode`.
 
     Raises:
         SourceError: the folder cannot be written to.
     """
     data = cv2.imencode(".png", np.ascontiguousarray(sheet[..., ::-1]))[1].tobytes()
     try:
-        write_atomically(path, data)
+        write_atomically(path, data, mode)
     except OSError as error:
         raise SourceError(f"cannot write {path} ({error.strerror}); choose another folder") from error
 

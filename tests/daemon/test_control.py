@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from visaged.daemon.control import Control, ControlClient, EnrolTrack, Ping, Status
+from visaged.daemon.control import Control, ControlClient, EnrolTrack, Flag, Ping, Status
 from visaged.daemon.sockets import DISCONNECT_CONTROL_BYTES, MAX_CONTROL_BYTES, ControlSocket
 from visaged.pipelines.errors import ConfigError, GalleryError, VisagedError
 
@@ -172,3 +172,60 @@ def test_one_poll_answers_a_few_only_so_that_frames_go_first(runtime: Path) -> N
 def test_a_second_daemon_in_the_same_folder_is_refused(runtime: Path) -> None:
     with Control(runtime), pytest.raises(ConfigError, match="another running visaged"):
         Control(runtime)
+
+
+def test_an_order_that_takes_time_is_answered_when_it_is_done_and_others_meanwhile(runtime: Path) -> None:
+    is_done = threading.Event()
+
+    def prepare(control: Control) -> None:
+        control.handle(Flag, lambda order: lambda: {"track": order.track} if is_done.is_set() else None)
+
+    answers: list[dict[str, Any]] = []
+
+    def ask() -> None:
+        with ControlClient(runtime) as client:
+            answers.append(client.request(Flag(camera="door", track=7, confirm=True)))
+
+    with daemon(runtime, prepare), ControlClient(runtime) as other:
+        asker = threading.Thread(target=ask)
+        asker.start()
+        for _ in range(3):
+            assert other.request(Ping()) == {}
+        assert answers == []
+        is_done.set()
+        asker.join(5)
+
+    assert answers == [{"track": 7}]
+
+
+def test_an_order_that_fails_later_is_refused_with_its_sentence(runtime: Path) -> None:
+    def fail() -> dict[str, Any] | None:
+        raise GalleryError("the disk is full")
+
+    with (
+        daemon(runtime, lambda c: c.handle(Flag, lambda order: fail)) as errors,
+        ControlClient(runtime) as client,
+        pytest.raises(VisagedError, match="the disk is full"),
+    ):
+        client.request(Flag(camera="door", track=7, confirm=True))
+
+    assert errors == ["refused"]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {},
+        {"emotion": "fear", "confirm": True},
+        {"emotion": "fear", "is_face": False},
+        {"person": "Ada", "not_person": "Ben"},
+        {"confirm": True, "is_face": False},
+        {"emotion": "joy"},
+    ],
+)
+def test_a_flag_says_one_thing(runtime: Path, said: dict[str, Any]) -> None:
+    with daemon(runtime) as errors:
+        answer = ask_raw(runtime, msgspec.msgpack.encode({"op": "flag", "camera": "a", "track": 1, **said}))
+
+    assert answer["answer"] == "refused"
+    assert errors == ["malformed"]

@@ -1,6 +1,7 @@
 """Taking over plans that were missing at the start: what goes wrong leaves the daemon serving as it was."""
 
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -120,3 +121,14 @@ def test_nothing_is_built_when_nothing_is_missing(stages: Stages) -> None:
     assert upgrade.poll() is None
     assert upgrade.state == "none needed"
     upgrade.close()
+
+
+def test_a_build_comes_last_for_the_processor_and_goes_first_when_memory_runs_out() -> None:
+    program = (
+        "import os; from visaged.daemon.builder import step_back; before = os.nice(0); step_back(); "
+        "print(os.nice(0) - before, open('/proc/self/oom_score_adj').read())"
+    )
+
+    niceness, score = subprocess.check_output([sys.executable, "-c", program], text=True).split()
+
+    assert int(niceness) >= 10 and int(score) == 500

@@ -223,6 +223,20 @@ def test_the_supervisor_stays_small(config: Path) -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_a_supervisor_does_not_take_the_folder_of_a_running_service(config: Path) -> None:
+    with started("capture@door", config) as service:
+        wait_until(lambda: rings(config))
+        code, err = ended("supervisor", config)
+        assert service.poll() is None
+        left = sorted(path.name for path in config.parent.iterdir())
+        service.terminate()
+        service.communicate(timeout=10)
+
+    assert code == 78
+    assert "serves frames-door.ipc" in err and "systemctl stop visaged.target" in err
+    assert {"frames-door.ipc", "ledger-door"} <= set(left)
+
+
 def test_two_supervisors_in_one_folder_are_refused(config: Path) -> None:
     import fcntl
 

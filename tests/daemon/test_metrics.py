@@ -11,6 +11,7 @@ from visaged.daemon.ledger import Ledger
 from visaged.daemon.metrics import (
     SECONDS,
     CaptureMetrics,
+    GatewayMetrics,
     InferMetrics,
     Metrics,
     MetricsConfig,
@@ -18,7 +19,7 @@ from visaged.daemon.metrics import (
 )
 from visaged.pipelines.errors import ConfigError
 
-LABELS = {"camera", "stage", "reason", "process", "member", "le", "version", "python"}
+LABELS = {"camera", "stage", "reason", "process", "member", "le", "version", "python", "source", "state"}
 ROOT = Path(__file__).parents[2]
 
 
@@ -35,8 +36,13 @@ def busy(metrics: Metrics) -> Metrics:
         metrics.batch_size.observe(3)
         metrics.faces.labels("door").inc(2)
         metrics.subscribers.set(1)
+        metrics.flags.labels("user").inc()
+        metrics.flags_dropped.labels("queue_full").inc()
+        metrics.samples.labels("review").set(1)
         metrics.control_requests.inc()
         metrics.control_errors.labels("malformed").inc()
+    elif isinstance(metrics, GatewayMetrics):
+        metrics.refused.labels("revoked").inc()
     elif isinstance(metrics, SupervisorMetrics):
         metrics.process_up.labels("infer").set(1)
         metrics.restarts.labels("infer").inc()
@@ -44,7 +50,8 @@ def busy(metrics: Metrics) -> Metrics:
 
 
 def everything() -> list[Metrics]:
-    return [busy(CaptureMetrics("capture@door")), busy(InferMetrics("infer")), busy(SupervisorMetrics())]
+    one_camera = [CaptureMetrics("capture@door"), InferMetrics("infer")]
+    return [busy(metrics) for metrics in (*one_camera, GatewayMetrics(), SupervisorMetrics())]
 
 
 def test_the_two_halves_of_a_ledger_are_exported_by_their_owners(tmp_path: Path) -> None:

@@ -101,12 +101,13 @@ def test_the_default_ensemble_runs_and_fuses_to_probabilities(loader: EngineLoad
     ensemble = build_ensemble(EnsembleConfig(), loader)
 
     outputs = ensemble.infer({recipe: blank_chips(recipe, 2) for recipe in ensemble.recipes})
-    p, disagreement = Fuser(DecisionFusion()).fuse(outputs)
+    fused = Fuser(DecisionFusion()).fuse(outputs)
 
     assert outputs.embeddings.shape == (2, 128)
-    assert p.shape == (2, len(EMOTIONS))
-    assert p.sum(axis=1) == pytest.approx([1, 1], abs=1e-5)
-    assert disagreement.shape == (2,)
+    assert fused.probabilities.shape == (2, len(EMOTIONS))
+    assert fused.probabilities.sum(axis=1) == pytest.approx([1, 1], abs=1e-5)
+    assert fused.disagreement.shape == (2,)
+    assert fused.members.shape == (len(fused.names), 2, len(EMOTIONS))
     ensemble.close()
 
 

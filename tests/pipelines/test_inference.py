@@ -9,12 +9,13 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import pytest
+from visaged.pipelines.answer import Answer
 from visaged.pipelines.archives import fetch
 from visaged.pipelines.assembly import StageConfigs, Stages, assemble
 from visaged.pipelines.ensemble import Ensemble, build_ensemble
 from visaged.pipelines.errors import ModelError
 from visaged.pipelines.frame import Frame
-from visaged.pipelines.inference import Answer, InferencePipeline, Scan
+from visaged.pipelines.inference import InferencePipeline, Scan
 
 U8 = npt.NDArray[np.uint8]
 STEP_NS = 33_000_000

@@ -4,8 +4,8 @@ import threading
 from pathlib import Path
 
 import pytest
-from visaged.pipelines.errors import GalleryError
-from visaged.pipelines.seal import Sealer, create_key_file
+from visaged.pipelines.errors import StoreError
+from visaged.pipelines.seal import Sealer, create_key_file, credential
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def test_a_row_moved_to_another_person_does_not_open(key_file: Path) -> None:
     sealer = Sealer.from_file(key_file)
     sealed = sealer.seal(b"embedding", "template 1 of person 2")
 
-    with pytest.raises(GalleryError, match="template 1 of person 3 was altered or moved"):
+    with pytest.raises(StoreError, match="template 1 of person 3 was altered or moved"):
         sealer.open(sealed, "template 1 of person 3")
 
 
@@ -38,7 +38,7 @@ def test_a_changed_byte_is_noticed(key_file: Path, position: int) -> None:
     sealed = bytearray(sealer.seal(b"embedding", "here"))
     sealed[position] ^= 1
 
-    with pytest.raises(GalleryError, match="altered"):
+    with pytest.raises(StoreError, match="altered"):
         sealer.open(bytes(sealed), "here")
 
 
@@ -46,7 +46,7 @@ def test_a_changed_byte_is_noticed(key_file: Path, position: int) -> None:
 def test_a_cut_value_is_noticed(key_file: Path, length: int) -> None:
     sealer = Sealer.from_file(key_file)
 
-    with pytest.raises(GalleryError):
+    with pytest.raises(StoreError):
         sealer.open(sealer.seal(b"embedding", "here")[:length], "here")
 
 
@@ -58,7 +58,7 @@ def test_a_rotated_key_still_opens_old_values(key_file: Path) -> None:
 
     assert both.open(sealed, "here") == b"embedding"
     assert both.key_id != old.key_id
-    with pytest.raises(GalleryError, match="does not have"):
+    with pytest.raises(StoreError, match="does not have"):
         old.open(both.seal(b"new", "here"), "here")
 
 
@@ -92,7 +92,7 @@ def test_processes_that_start_together_agree_on_one_key(tmp_path: Path) -> None:
 def test_a_key_others_can_read_is_refused(key_file: Path) -> None:
     key_file.chmod(0o640)
 
-    with pytest.raises(GalleryError, match="chmod 600"):
+    with pytest.raises(StoreError, match="chmod 600"):
         Sealer.from_file(key_file)
 
 
@@ -100,10 +100,27 @@ def test_a_key_others_can_read_is_refused(key_file: Path) -> None:
 def test_what_is_no_key_file_is_refused(key_file: Path, text: str) -> None:
     key_file.write_text(text)
 
-    with pytest.raises(GalleryError, match="not a key file"):
+    with pytest.raises(StoreError, match="not a key file"):
         Sealer.from_file(key_file)
 
 
 def test_a_missing_key_is_named(tmp_path: Path) -> None:
-    with pytest.raises(GalleryError, match=r"gallery\.key cannot be read"):
+    with pytest.raises(StoreError, match=r"gallery\.key cannot be read"):
         Sealer.from_file(tmp_path / "gallery.key")
+
+
+def test_a_credential_is_read_through_its_access_list_and_any_other_file_is_not(
+    key_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key_file.chmod(0o440)  # what the mask of an access list for one user looks like
+    with pytest.raises(StoreError, match="can be read by others"):
+        Sealer.from_file(key_file)
+
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(key_file.parent))
+
+    assert credential("gallery.key") == key_file
+    assert credential("absent.key") is None
+    assert len(Sealer.from_file(key_file).key_id) == 8
+    key_file.chmod(0o444)
+    with pytest.raises(StoreError, match="can be read by others"):
+        Sealer.from_file(key_file)

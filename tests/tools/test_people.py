@@ -92,7 +92,7 @@ def test_forgetting_asks_and_prints_a_receipt(app: typer.Typer, state: Path) -> 
     assert "Ada Byron" in run(app, "people", "--state", state)
 
     said = run(app, "forget", "Ada Byron", "--state", state, answer="y\n")
-    assert "forgot Ada Byron: removed 1 templates, 0 negatives, 0 merges" in said
+    assert "forgot Ada Byron: removed 1 templates, 0 negatives, 0 merges, 0 samples" in said
     assert "Ada Byron" not in run(app, "people", "--state", state)
 
 

@@ -70,7 +70,7 @@ def test_a_release_is_made_measured_and_served(
     configs = StageConfigs(ensemble=EnsembleConfig(release=release[:6]))
     with assemble(configs, state=tmp_path / "state", cache=cache) as stages:
         outputs = stages.ensemble.infer({r: blank_chips(r, 2) for r in stages.ensemble.recipes})
-        fused, _ = stages.serving.fuser.fuse(outputs)
+        fused = stages.serving.fuser.fuse(outputs).probabilities
 
     assert release in listed and "first try" in listed
     assert shown["id"] == release == stages.serving.release.id and isinstance(

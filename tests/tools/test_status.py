@@ -25,6 +25,8 @@ def answer(**changes: Any) -> dict[str, Any]:
         "engines": {"face-resnet": engine | changes},
         "upgrade": changes.get("upgrade", "none needed"),
         "cameras": {},
+        "samples": {"review": 2, "corrected": 1, "confirmed": 0},
+        "automatic_flags": False,
     }
 
 
@@ -32,6 +34,7 @@ def test_the_engine_of_each_member_is_said() -> None:
     assert lines_of(answer()) == [
         "release abc",
         "  face-resnet: int8 on onnxruntime, cpu, plan fc19b9af9a767105",
+        "samples: 2 review, 1 corrected, 0 confirmed; automatic flags off",
     ]
 
 

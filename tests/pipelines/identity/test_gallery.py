@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from visaged.pipelines.errors import GalleryError
+from visaged.pipelines.errors import GalleryError, StoreError
 from visaged.pipelines.identity.gallery import Gallery
 from visaged.pipelines.identity.gallery_schema import MIGRATIONS
+from visaged.pipelines.seal import create_key_file
 
 SPACE = "dlib-1"
 DAY_S = 86_400.0
@@ -88,7 +89,7 @@ def test_a_template_moved_to_somebody_else_does_not_open(gallery: Gallery, tmp_p
         forger.execute("UPDATE templates SET person = 2")
     forger.close()
 
-    with pytest.raises(GalleryError, match="altered or moved"):
+    with pytest.raises(StoreError, match="altered or moved"):
         gallery.templates(SPACE)
 
 
@@ -284,7 +285,7 @@ def test_a_gallery_without_its_key_is_not_given_a_new_one(tmp_path: Path) -> Non
     Gallery(tmp_path).close()
     (tmp_path / "gallery.key").unlink()
 
-    with pytest.raises(GalleryError, match="restore it"):
+    with pytest.raises(StoreError, match="restore it"):
         Gallery(tmp_path)
     assert not (tmp_path / "gallery.key").exists()
 
@@ -337,3 +338,15 @@ def test_two_processes_writing_at_once_lose_nothing(tmp_path: Path) -> None:
 
 def everything_in(folder: Path) -> bytes:
     return b"".join(path.read_bytes() for path in sorted(folder.iterdir()) if path.name != "gallery.key")
+
+
+def test_the_credential_is_preferred_to_a_key_in_the_state_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = tmp_path / "credentials"
+    given.mkdir()
+    create_key_file(given / "gallery.key")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(given))
+
+    with Gallery(tmp_path / "state"):
+        assert not (tmp_path / "state" / "gallery.key").exists()

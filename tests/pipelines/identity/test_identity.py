@@ -236,6 +236,15 @@ def test_a_temporary_id_leaves_no_stranger_behind(gallery: Gallery, identifier: 
     assert [p.name for p in gallery.people() if p.is_stranger] == ["unknown-1"]
 
 
+def test_a_number_that_was_taken_back_is_no_longer_that_of_another_track(identifier: Identifier) -> None:
+    see(identifier, 1, look(CLEO))
+    see(identifier, 7, look(CLEO, 0.5))
+    assert see(identifier, 8, look(CLEO, 0.5)).person == "unknown-2"
+    identifier.rename("door", {7: 1})
+
+    assert see(identifier, 8, look(CLEO, 0.5)).person == "unknown-3"
+
+
 def test_a_forgotten_track_starts_afresh(identifier: Identifier) -> None:
     for _ in range(5):
         see(identifier, 1, look(ANNA))

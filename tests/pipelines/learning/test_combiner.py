@@ -35,7 +35,7 @@ def test_three_members_together_are_better_than_each_on_faces_that_nothing_was_f
     fresh, answers = outputs_of(1500, 1, 1.5, 1.7, 1.5)
 
     found = fit_combination(how, tuning, truth)
-    fused, _ = Fuser(found.fusion, found.heads).fuse(fresh)
+    fused = Fuser(found.fusion, found.heads).fuse(fresh).probabilities
 
     alone = max(ACCURACY(p, answers.targets) for p in probabilities(fresh.logits, fresh.knows))
     assert ACCURACY(fused, answers.targets) > alone + (0 if how == "vote" else 0.05)

@@ -1,28 +1,75 @@
-"""Open the gallery's SQLite file: settings, migrations, transactions, and removal without a trace."""
+"""Open what is stored of people in SQLite: settings, migrations, transactions, and removal without a trace.
+
+The gallery and the sample store are such files; each has its tables, its errors and its key beside it.
+"""
 
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import GalleryError
-from .gallery_schema import MIGRATIONS
+from .errors import StoreError
+from .seal import Sealer, create_key_file, credential
 
 SCRUB_TRIES, SCRUB_PAUSE_S = 20, 0.05
 
 
-class GalleryFile:
-    """One connection to the gallery. Owned by the thread that opened it."""
+@dataclass(frozen=True, slots=True)
+class StoreKind:
+    """What a file is: its name in files and sentences, its errors, and its tables.
 
-    def __init__(self, path: Path, *, timeout_s: float) -> None:
+    `migrations`: entry i takes `user_version` i to i + 1. `is_durable`: a commit survives a power cut, not
+    only the end of the process.
+    """
+
+    name: str
+    error: type[StoreError]
+    migrations: tuple[str, ...]
+    is_durable: bool = False
+
+
+def open_store(
+    kind: StoreKind, state: Path, *, key: Path | None, timeout_s: float
+) -> tuple["StoreFile", Sealer]:
+    """Open `NAME.db` in the folder `state` and its key `NAME.key`; make both where there is no file yet.
+
+    Args:
+        kind: what it is.
+        state: the folder; made when missing.
+        key: key file elsewhere; else the systemd credential `NAME.key`, else that in `state`.
+        timeout_s: how long to wait for another process that is writing.
+
+    Raises:
+        StoreError: of the kind: corrupt, of a newer visaged, or the folder cannot be written; the key is
+            missing or readable by others.
+    """
+    path = state / f"{kind.name}.db"
+    try:
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise kind.error(f"the state folder {state} cannot be made ({error.strerror})") from error
+    key = key or credential(f"{kind.name}.key")
+    if key is None:
+        key = state / f"{kind.name}.key"
+        if not path.exists():
+            create_key_file(key)
+    sealer = Sealer.from_file(key)
+    return StoreFile(kind, path, timeout_s=timeout_s), sealer
+
+
+class StoreFile:
+    """One connection to a file. Owned by the thread that opened it."""
+
+    def __init__(self, kind: StoreKind, path: Path, *, timeout_s: float) -> None:
         """Open or create `path`.
 
         Raises:
-            GalleryError: corrupt, of a newer visaged, or the folder cannot be written.
+            StoreError: of the kind: corrupt, of a newer visaged, or the folder cannot be written.
         """
-        self.path = path
+        self.path, self._kind = path, kind
         with self._explained():
             path.touch(mode=0o600)  # the log beside it takes over the mode
             self._db = sqlite3.connect(path, timeout=timeout_s, isolation_level=None)
@@ -81,6 +128,10 @@ class GalleryFile:
         """
         with self._explained():
             self._db.execute("VACUUM")
+        return self.drain_log()
+
+    def drain_log(self) -> bool:
+        """Empty the log, in which deleted bytes still are, waiting a second for readers; return whether."""
         for _ in range(SCRUB_TRIES):
             if self.empty_log():
                 return True
@@ -96,7 +147,7 @@ class GalleryFile:
     def _prepare(self) -> None:
         for setting in (
             "journal_mode = WAL",
-            "synchronous = NORMAL",
+            f"synchronous = {'FULL' if self._kind.is_durable else 'NORMAL'}",
             "secure_delete = ON",
             "foreign_keys = ON",
             "trusted_schema = OFF",
@@ -107,21 +158,24 @@ class GalleryFile:
             raise sqlite3.DatabaseError(verdict)
         with self.transaction():  # read inside: two processes may start at once
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if version > len(MIGRATIONS):
-                raise GalleryError(f"{self.path} was written by a newer visaged; update this one")
-            for migration in MIGRATIONS[version:]:
+            migrations = self._kind.migrations
+            if version > len(migrations):
+                raise self._kind.error(f"{self.path} was written by a newer visaged; update this one")
+            for migration in migrations[version:]:
                 for statement in migration.split(";"):
                     self._db.execute(statement)
-            self._db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+            self._db.execute(f"PRAGMA user_version = {len(migrations)}")
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.OperationalError as error:
-            raise GalleryError(f"the gallery {self.path} cannot be used now: {error}") from error
+            raise self._kind.error(
+                f"the {self._kind.name} {self.path} cannot be used now: {error}"
+            ) from error
         except (sqlite3.Error, OSError) as error:
-            raise GalleryError(
-                f"the gallery {self.path} is damaged or unreadable ({error}); restore a backup, "
+            raise self._kind.error(
+                f"the {self._kind.name} {self.path} is damaged or unreadable ({error}); restore a backup, "
                 "or move it away to start an empty one"
             ) from error

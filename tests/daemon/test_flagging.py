@@ -1,0 +1,299 @@
+"""Flags in the inference process, without networks: what is kept and refused, what the gallery learns."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+import numpy as np
+import pytest
+from visaged.daemon.camera import CameraConfig
+from visaged.daemon.config import Config
+from visaged.daemon.control import Flag
+from visaged.daemon.flagging import Flagging
+from visaged.daemon.metrics import InferMetrics
+from visaged.daemon.outline import PathsConfig
+from visaged.pipelines.answer import Analysis, Answer
+from visaged.pipelines.assembly import Stages
+from visaged.pipelines.errors import GalleryError, SampleError
+from visaged.pipelines.frame import Frame
+from visaged.pipelines.identity.gallery import Gallery
+from visaged.pipelines.identity.identity import Identifier, IdentityConfig
+from visaged.pipelines.loop.flag_policy import FlagsConfig
+from visaged.pipelines.loop.sample import Sample, SamplesConfig, Source, State
+from visaged.pipelines.loop.sample_store import SampleStore
+from visaged.pipelines.message import EMOTIONS, Emotion, Face, FaceFrame, Identity
+
+SPACE = "face-resnet"
+LANDMARKS = np.array([[300, 200], [270, 205], [180, 200], [212, 204], [240, 290]], np.float32)
+EMBEDDING = np.full(128, 0.08, np.float32)
+ADA = Identity(state="known", person="Ada", distance=0.3, margin=0.3)
+NONE = FlagsConfig()
+ALWAYS = FlagsConfig(automatic=True, random_share=1, random_per_hour=1000)
+
+
+@dataclass(frozen=True)
+class FakeEnsemble:
+    """What flagging asks of an ensemble."""
+
+    embedding_space: str = SPACE
+
+
+@dataclass(frozen=True)
+class FakeStages:
+    """A real gallery beside an ensemble without networks."""
+
+    gallery: Gallery
+    identifier: Identifier
+    ensemble: FakeEnsemble = FakeEnsemble()
+
+
+class Bench:
+    """Flagging with two cameras, of which `yard` says nothing about people, and frames made by hand."""
+
+    def __init__(self, state: Path, flags: FlagsConfig = NONE, **samples: Any) -> None:
+        cameras = (
+            CameraConfig(name="door", source="synthetic:pattern"),
+            CameraConfig(name="yard", source="synthetic:pattern", identity=False, emotion=False),
+        )
+        self.state, self.metrics = state, InferMetrics("infer")
+        self.config = Config(
+            paths=PathsConfig(state=state), camera=cameras, flags=flags, samples=SamplesConfig(**samples)
+        )
+        self.gallery = Gallery(state)
+        identifier = Identifier(self.gallery, SPACE, IdentityConfig())
+        self.flagging = Flagging(
+            self.config, cast(Stages, FakeStages(self.gallery, identifier)), self.metrics
+        )
+
+    def see(self, seq: int, camera: str = "door", identity: Identity = ADA) -> None:
+        """Answer one frame with one face, track 3."""
+        shares = np.zeros(len(EMOTIONS), np.float32)
+        shares[1] = 1
+        analysis = Analysis(
+            seq=seq, landmarks=LANDMARKS, embedding=EMBEDDING, probabilities=shares,
+            members={"one": shares, "two": shares}, release="abc",
+            disagreement=0.0, quality=0.9, identity=identity,
+        )  # fmt: skip
+        frame = Frame(camera, seq, time.monotonic_ns(), np.full((480, 640, 3), seq % 256, np.uint8))
+        face = Face(track=3, box=(150, 100, 330, 310), identity=identity, emotion=Emotion(label="happiness"))
+        result = FaceFrame(
+            camera=camera, run="r", seq=seq, frame_seq=seq, captured_ns=frame.captured_ns,
+            captured_at=1_700_000_000.0 + seq, published_ns=0, width=640, height=480, release="abc",
+            embedding_space=SPACE, embedding_dim=128, faces=[face],
+        )  # fmt: skip
+        embeddings = np.zeros((0, 128), np.float32)
+        self.flagging.see(Answer(frame, [face], embeddings, {}, {3: analysis}), result)
+
+    def flag(self, camera: str = "door", track: int = 3, **said: Any) -> Sample:
+        """Flag, and wait for the answer."""
+        later = self.flagging.flag(Flag(camera=camera, track=track, **said))
+        deadline = time.monotonic() + 10
+        while (values := later()) is None:
+            assert time.monotonic() < deadline
+        return msgspec.convert(values["sample"], Sample)
+
+    def stored(self) -> list[Sample]:
+        """What is on disk once everything is written."""
+        self.flagging.close()
+        with SampleStore(self.state) as store:
+            return store.samples()
+
+    def templates(self) -> dict[str, tuple[int, int]]:
+        """Name -> templates and negatives."""
+        return {p.name: (p.templates, p.negatives) for p in self.gallery.people()}
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Callable[..., Bench]]:
+    made: list[Bench] = []
+
+    def make(flags: FlagsConfig = NONE, **samples: Any) -> Bench:
+        made.append(Bench(tmp_path, flags, **samples))
+        return made[-1]
+
+    yield make
+    for bench in made:
+        bench.flagging.close()
+        bench.gallery.close()
+
+
+def test_nothing_is_stored_of_a_face_that_nobody_flags(make: Callable[..., Bench]) -> None:
+    bench = make()
+    for seq in range(1, 20):
+        bench.see(seq)
+
+    assert bench.stored() == []
+
+
+def test_a_flag_stores_the_look_that_was_meant(make: Callable[..., Bench]) -> None:
+    bench = make()
+    for seq in (10, 20, 30):
+        bench.see(seq)
+
+    sample = bench.flag(seq=25, emotion="fear")
+
+    assert (sample.seq, sample.shown_emotion, sample.label.emotion) == (20, "happiness", "fear")
+    assert bench.stored() == [sample]
+    with SampleStore(bench.state) as store:
+        face = store.face(sample.id)
+    assert {int(v) for v in np.unique(face.chip)} == {20}
+    assert face.members.keys() == {"one", "two"}
+    assert bench.metrics.text().count('visaged_flags_total{source="user"} 1.0') == 1
+
+
+def test_on_a_slow_disk_a_flag_waits_for_its_answer_and_the_frames_do_not(make: Callable[..., Bench]) -> None:
+    bench, may_go_on = make(), threading.Event()
+    bench.see(10)
+
+    def hang(store: SampleStore) -> None:
+        may_go_on.wait(30)
+
+    bench.flagging._writer.submit(hang, is_urgent=True)
+
+    later = bench.flagging.flag(Flag(camera="door", track=3, emotion="fear"))
+    start = time.perf_counter()
+    bench.see(20)
+    answers = [later() for _ in range(3)]
+    took_s = time.perf_counter() - start
+    may_go_on.set()
+
+    assert answers == [None] * 3
+    assert took_s < 1
+    bench.flagging.close()
+    assert later() is not None
+
+
+def test_a_person_is_taught_to_the_gallery_and_taken_back(make: Callable[..., Bench]) -> None:
+    bench = make()
+    bench.gallery.enrol("Ada", -EMBEDDING[None], space=SPACE)
+    bench.see(10)
+
+    bench.flag(person=" Ben ")
+    bench.flag(person="Ben")
+    assert bench.templates() == {"Ada": (1, 0), "Ben": (1, 0)}
+    bench.flag(person="ada")
+    assert bench.templates() == {"Ada": (2, 0), "Ben": (0, 0)}
+    bench.flag(not_person="Ada")
+    bench.flag(not_person="Ada")
+    assert bench.templates() == {"Ada": (1, 1), "Ben": (0, 0)}
+    bench.flag(is_face=False)
+    assert bench.templates() == {"Ada": (1, 0), "Ben": (0, 0)}
+    (sample,) = bench.stored()
+    assert sample.label.is_face is False
+
+
+def test_confirming_says_what_was_published(make: Callable[..., Bench]) -> None:
+    bench = make()
+    bench.gallery.enrol("Ada", -EMBEDDING[None], space=SPACE)
+    bench.see(10)
+
+    sample = bench.flag(confirm=True)
+
+    assert (sample.label.emotion, sample.label.person) == ("happiness", "Ada")
+    assert sample.state is State.CONFIRMED
+    assert bench.templates() == {"Ada": (2, 0)}
+
+
+@pytest.mark.parametrize(
+    ("camera", "track", "said", "sentence"),
+    [
+        ("door", 9, {"confirm": True}, "no face of track 9 of camera door"),
+        ("door", 3, {"confirm": True, "seq": 5}, "at frame 5 is gone from memory"),
+        ("attic", 3, {"confirm": True}, "no camera attic; there are: door, yard"),
+        ("yard", 3, {"emotion": "fear"}, "camera yard has emotion = false"),
+        ("yard", 3, {"person": "Ada"}, "camera yard has identity = false"),
+        ("yard", 3, {"confirm": True}, "nothing was published of this face"),
+        ("door", 3, {"not_person": "Zoe"}, "nobody is called Zoe"),
+        ("door", 3, {"person": "unknown-3"}, "belong to strangers"),
+    ],
+)
+def test_what_cannot_be_flagged_is_refused_and_nothing_is_stored(
+    make: Callable[..., Bench], camera: str, track: int, said: dict[str, Any], sentence: str
+) -> None:
+    bench = make()
+    bench.see(10)
+    bench.see(10, "yard", Identity())
+
+    with pytest.raises((SampleError, GalleryError), match=sentence):
+        bench.flag(camera, track, **said)
+    assert bench.stored() == []
+
+
+def test_a_camera_that_does_not_say_who_keeps_no_embedding(make: Callable[..., Bench]) -> None:
+    bench = make()
+    bench.see(10, "yard", Identity())
+
+    sample = bench.flag("yard", is_face=False)
+
+    bench.flagging.close()
+    with SampleStore(bench.state) as store:
+        face = store.face(sample.id)
+    assert (face.embedding, face.probabilities, face.members) == (None, None, {})
+    assert (sample.identity, sample.shown_emotion) == (Identity(), "")
+
+
+def test_automatic_flags_keep_faces_for_review_but_not_of_cameras_with_a_switch_off(
+    make: Callable[..., Bench],
+) -> None:
+    bench = make(ALWAYS)
+    for seq in (10, 20):
+        bench.see(seq)
+        bench.see(seq, "yard")
+
+    stored = bench.stored()
+
+    assert [(s.camera, s.source, s.state) for s in stored] == [("door", Source.RANDOM, State.REVIEW)] * 2
+    assert 'visaged_flags_total{source="random"} 2.0' in bench.metrics.text()
+
+
+def test_automatic_flags_that_find_no_place_are_dropped_and_counted(
+    make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("visaged.daemon.sample_writer.RESERVED", 32)
+    bench = make(ALWAYS)
+    bench.see(10)
+
+    assert bench.stored() == []
+    assert 'visaged_flags_dropped_total{reason="queue_full"} 1.0' in bench.metrics.text()
+
+
+def test_faces_of_somebody_forgotten_cannot_be_flagged_any_more(make: Callable[..., Bench]) -> None:
+    bench = make()
+    bench.gallery.enrol("Ada", EMBEDDING[None], space=SPACE)
+    bench.see(10)
+    bench.flagging.keep_house(is_gallery_changed=True)
+    assert bench.flag(emotion="fear").seq == 10
+
+    bench.gallery.forget("Ada")
+    bench.flagging.keep_house(is_gallery_changed=True)
+    with pytest.raises(SampleError, match="no face of track 3"):
+        bench.flag(emotion="fear")
+
+
+def test_old_samples_go_while_the_daemon_runs(
+    make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("visaged.daemon.flagging.EXPIRE_EVERY_S", 0.0)
+    bench = make(keep_labelled_days=1e-9)
+    bench.see(10)
+    bench.flag(emotion="fear")
+    assert bench.flagging.status()["samples"] == {"review": 0, "corrected": 1, "confirmed": 0}
+
+    bench.flagging.keep_house(is_gallery_changed=False)
+
+    assert bench.stored() == []
+
+
+def test_the_status_says_how_far_back_faces_can_be_flagged(make: Callable[..., Bench]) -> None:
+    bench = make()
+    bench.see(10)
+
+    status = bench.flagging.status()
+
+    assert 0 < status["flaggable_s"]["door"] < 10
+    assert status["flaggable_s"]["yard"] == 0
+    assert status["automatic_flags"] is False
