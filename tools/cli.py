@@ -49,6 +49,7 @@ COMMANDS = (
     Command("replay", MEASURE, "replay", "replay", "Run a video through the pipeline, losing no frame."),
     Command("bench", MEASURE, "bench", "bench", "Measure speed and memory on this machine."),
     Command("check-config", SET_UP, "check_config", "check_config", "Check the configuration file."),
+    Command("doctor", SET_UP, "doctor", "doctor", "Look at all that the daemon needs, and say what to mend."),
     Command("keys", SET_UP, "keys", "app", "Say which clients on other machines may connect."),
     Command("models", SET_UP, "models", "app", "Import and list the networks."),
     Command("build", SET_UP, "build", "build", "Build the networks into plans, faster ones or for a GPU."),

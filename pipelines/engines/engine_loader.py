@@ -103,7 +103,10 @@ def _backend(config: EngineConfig) -> Backend:
         )
     wants_gpu = config.device.startswith("cuda")
     if (wants_gpu and not backend.needs_gpu) or (config.device == CPU and backend.needs_gpu):
-        raise ConfigError(f'[engine] backend {backend.value} does not run on device "{config.device}"')
+        raise ConfigError(
+            f'[engine] backend {backend.value} does not run on device "{config.device}"; '
+            'set device = "auto", or another backend'
+        )
     return backend
 
 

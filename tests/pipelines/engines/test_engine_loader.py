@@ -311,7 +311,7 @@ def test_a_backend_on_a_device_it_does_not_know_is_one_sentence(backend: str, de
     config = msgspec.convert({"backend": backend, "device": device}, EngineConfig)
 
     with pytest.raises(
-        ConfigError, match=rf'^\[engine\] backend {backend} does not run on device "{device}"$'
+        ConfigError, match=rf'^\[engine\] backend {backend} does not run on device "{device}"; set device = '
     ):
         choose(config)
 

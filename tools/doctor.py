@@ -1,0 +1,81 @@
+"""`visaged doctor`: is everything there and whole that the daemon needs, and how to mend what is not."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from ..daemon import toml_file
+from ..daemon.config import load_config
+from ..pipelines.model_store import ModelStore
+from . import doctor_machine, doctor_state
+from .finding import Finding, ok, tried
+
+COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+
+
+def doctor(
+    config: Annotated[
+        Path | None, typer.Option(help="The TOML file; else the one `visaged run` would take.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> None:
+    """Look at configuration, cameras, folders, disk, memory, clock, networks, plans, keys, releases, daemon.
+
+    Prints a line for each: ok, warn or fail, and how to mend it. Changes nothing. Run it as the user who
+    runs the daemon, or as root.
+
+    Exit code 0: nothing fails. 1: something does.
+
+    Examples:
+      visaged doctor
+      sudo visaged doctor --config /etc/visaged/visaged.toml --json
+    """
+    console, found = Console(highlight=False, soft_wrap=True), []
+    for finding in examine(config):
+        found.append(finding)
+        if not as_json:
+            console.print(line_of(finding))
+    if as_json:
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode(found)).decode() + "\n")
+    if any(finding.verdict == "fail" for finding in found):
+        raise typer.Exit(1)
+
+
+def examine(given: Path | None) -> Iterator[Finding]:
+    """Yield what is found, in the order in which the daemon would meet it."""
+    yield from tried("configuration", lambda: _examine(given))
+
+
+def _examine(given: Path | None) -> Iterator[Finding]:
+    path = toml_file.find_file(given)
+    config = load_config(path)
+    yield ok("configuration", str(path or "no file, the defaults"))
+    runtime, store = config.paths.runtime, ModelStore(config.paths.cache, config.paths.wheels)
+    is_running = doctor_state.is_running(runtime)
+    yield from doctor_machine.folders(config.paths)
+    yield from doctor_machine.disk(config.paths)
+    yield from doctor_machine.shared_memory(config)
+    yield from doctor_machine.clock(config.paths.state)
+    yield from doctor_machine.backend(config.engine)
+    yield from doctor_state.models(config, store)
+    yield from doctor_state.plans(config, store)
+    yield from doctor_state.secrets(config, in_use=is_running)
+    yield from doctor_state.releases(config)
+    yield from doctor_machine.cameras(config.camera, in_use=is_running)
+    if is_running:
+        yield from doctor_state.daemon(runtime)
+    else:
+        yield ok("daemon", "none runs here")
+
+
+def line_of(finding: Finding) -> str:
+    """Return the line for a terminal, with rich's markup."""
+    colour = COLOURS[finding.verdict]
+    line = f"[{colour}]{finding.verdict:4}[/{colour}] {escape(finding.check)}: {escape(finding.what)}"
+    return f"{line}\n     mend: {escape(finding.mend)}" if finding.mend else line
