@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar, cast
 import msgspec
 from msgspec import Meta, Struct
 
-from ..pipelines.errors import VisagedError
+from ..pipelines.errors import MALFORMED, VisagedError
 from ..pipelines.loop.said import Said
 from .curve import ClientKey
 from .keys import Role
@@ -115,7 +115,7 @@ def decode_order(body: bytes) -> Order:
         raise OrderError("oversized", f"request of {len(body)} bytes, allowed are {MAX_CONTROL_BYTES}")
     try:
         order: Order = _orders.decode(body)
-    except msgspec.DecodeError as error:
+    except MALFORMED as error:
         raise OrderError(*_explain(body, error)) from error
     return order
 
@@ -219,7 +219,7 @@ class ControlClient:
         body = self._socket.ask(_encoder.encode(order), timeout_s)
         try:
             answer: Done | Refused = _answers.decode(body)
-        except msgspec.DecodeError as error:
+        except MALFORMED as error:
             raise VisagedError(
                 f"the daemon's answer is malformed ({error}); update the older of the two"
             ) from error
@@ -238,10 +238,10 @@ class ControlClient:
         self.close()
 
 
-def _explain(body: bytes, error: msgspec.DecodeError) -> tuple[str, str]:
+def _explain(body: bytes, error: Exception) -> tuple[str, str]:
     try:
         op = _tag_probe.decode(body).get("op")
-    except msgspec.DecodeError:
+    except MALFORMED:
         return "malformed", "the request is not a MessagePack map with an `op`"
     if op not in OPS:
         return "unknown_op", f"unknown op {op!r:.60}; known: {', '.join(OPS)}"

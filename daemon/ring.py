@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Meta, Struct
 
-from ..pipelines.errors import MessageError, RingError
+from ..pipelines.errors import MALFORMED, MessageError, RingError
 
 U8 = npt.NDArray[np.uint8]
 
@@ -86,7 +86,7 @@ def decode_descriptor(data: bytes) -> Descriptor:
     """
     try:
         return _decoder.decode(data)
-    except msgspec.DecodeError as error:
+    except MALFORMED as error:
         raise MessageError(
             f"{len(data)} bytes are no frame descriptor ({error}); is another program writing to this socket?"
         ) from error

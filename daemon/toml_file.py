@@ -49,7 +49,7 @@ def read_file(path: Path) -> dict[str, Any]:
         raise ConfigError(f"cannot read the configuration file {path} ({error})") from error
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also numbers and nesting without an end
         raise ConfigError(
             f"{path} is not valid TOML: {error}; a value needs the form  key = value"
         ) from error
@@ -69,7 +69,10 @@ def decode(document: object, kind: type[T], where: str, root: str = "") -> T:
 
 def _decode_path(kind: type[Any], value: Any) -> Any:
     if kind is Path and isinstance(value, str) and value:
-        return Path(value).expanduser().absolute()
+        try:
+            return Path(value).expanduser().absolute()
+        except RuntimeError as error:  # as ~nobody/x
+            raise ValueError(str(error)) from error
     raise ValueError("Expected a path in quotes")
 
 

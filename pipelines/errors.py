@@ -15,6 +15,21 @@
 Every message is one sentence for an operator at 3 a.m.: what, where, what to do.
 """
 
+import struct
+import zipfile
+import zlib
+
+import msgspec
+
+MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that are no message: broken UTF-8 and bottomless nesting pass through it."""
+
+NO_ARCHIVE = (
+    OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, EOFError,
+    MemoryError, SyntaxError, NotImplementedError, struct.error, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What NumPy and zipfile raise while they read an `.npz` file that is damaged or none."""
+
 
 class VisagedError(Exception):
     """Something visaged can explain; `str(error)` is the sentence to show."""

@@ -17,7 +17,7 @@ from scipy.stats import binom
 
 from .cache_files import write_atomically
 from .engines.parity import ParityReport
-from .errors import ReleaseError
+from .errors import MALFORMED, ReleaseError
 from .learning.metrics import ACCURACY, ECE, MACRO_F1, Bootstrap, Truth, difference, recall_of
 from .message import EMOTIONS
 from .release import Release
@@ -72,7 +72,7 @@ def read_report(stored: StoredRelease) -> GateReport | None:
         return msgspec.json.decode((stored.folder / "gates.json").read_bytes(), type=GateReport)
     except FileNotFoundError:
         return None
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, *MALFORMED) as error:
         raise ReleaseError(
             f"{stored.folder / 'gates.json'} cannot be read ({error}); measure the gates again"
         ) from error

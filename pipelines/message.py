@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Meta, Struct
 
-from .errors import MessageError
+from .errors import MALFORMED, MessageError
 
 F32 = npt.NDArray[np.float32]
 
@@ -123,8 +123,6 @@ Result = FaceFrame | CameraEnded
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Result)
-# msgspec lets broken UTF-8 in keys and bottomless nesting through as Python's own errors.
-_MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _schema_probe = msgspec.msgpack.Decoder(dict[str, Any])
 
 
@@ -155,7 +153,7 @@ def decode(parts: list[bytes]) -> tuple[Result, F32]:
         )
     try:
         result = _decoder.decode(header)
-    except _MALFORMED as error:
+    except MALFORMED as error:
         raise MessageError(_explain(header, error)) from error
     if result.schema[0] != SCHEMA_MAJOR:
         raise MessageError(_version_sentence(result.schema[0]))
@@ -176,7 +174,7 @@ def _embeddings_of(result: Result, buffer: bytes) -> F32:
 def _explain(header: bytes, error: Exception) -> str:
     try:
         schema = _schema_probe.decode(header).get("schema")
-    except _MALFORMED:
+    except MALFORMED:
         schema = None
     if isinstance(schema, list) and schema and schema[0] != SCHEMA_MAJOR:
         return _version_sentence(schema[0])

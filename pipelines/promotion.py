@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Struct
 
 from .cache_files import locked, sync_folder, write_atomically
-from .errors import ModelError, ReleaseError
+from .errors import MALFORMED, ModelError, ReleaseError
 from .release import FACTORY
 from .release_store import ReleaseStore, StoredRelease
 
@@ -183,7 +183,7 @@ class PromotionJournal:
             return msgspec.json.decode(self._path.read_bytes(), type=Journal)
         except FileNotFoundError:
             return Journal()
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, *MALFORMED) as error:
             raise ReleaseError(
                 f"{self._path} cannot be read ({error}); restore it, or delete it to begin at the factory's"
             ) from error

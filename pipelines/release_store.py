@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import io
 import shutil
-import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ import numpy as np
 from msgspec import Struct
 
 from .cache_files import locked, sha256_of, sync_folder, write_atomically
-from .errors import ReleaseError
+from .errors import MALFORMED, NO_ARCHIVE, ReleaseError
 from .fuser import CascadeHead, FeatureFusion
 from .model_store import NetworkFiles
 from .release import Release, ReleaseMember
@@ -183,7 +182,7 @@ class ReleaseStore:
         try:
             release = msgspec.json.decode(path.read_bytes(), type=Release)
             about = msgspec.json.decode((folder / "about.json").read_bytes(), type=About)
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, *MALFORMED) as error:
             raise ReleaseError(f"{path} cannot be read ({error}); remove the folder") from error
         if release.id != folder.name:
             raise ReleaseError(f"{path} was changed: it is {release.id} now; remove the folder")
@@ -216,9 +215,9 @@ def read_head(path: Path) -> CascadeHead:
         ReleaseError: it is none.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             head = CascadeHead(*(file[name].astype(np.float32) for name in ("weights", "bias", "gates")))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except NO_ARCHIVE as error:
         raise ReleaseError(f"{path} is no classifier of a release ({error}); remove the release") from error
     if head.weights.ndim != 2 or head.bias.shape != head.weights.shape[1:]:
         raise ReleaseError(f"{path}: {head.weights.shape=} {head.bias.shape=}; remove the release")

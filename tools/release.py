@@ -15,7 +15,7 @@ from rich.table import Table
 from ..daemon.config import Config, find_config
 from ..pipelines.engines.engine_loader import EngineLoader
 from ..pipelines.ensemble import Ensemble, EnsembleConfig, build_ensemble
-from ..pipelines.errors import ConfigError, ModelError, ReleaseError
+from ..pipelines.errors import MALFORMED, ConfigError, ModelError, ReleaseError
 from ..pipelines.fuser import Fuser, Group
 from ..pipelines.importers.halved import widen_weights
 from ..pipelines.learning.combiner import How, calibrate, fit_combination
@@ -144,7 +144,7 @@ def read_member(word: str, models: ModelStore, scratch: Path) -> NetworkFiles:
     try:
         row = msgspec.json.decode(card.read_bytes(), type=Card).network
         data = widen_weights(path.read_bytes()).SerializeToString()
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, *MALFORMED) as error:
         raise ModelError(
             f"{path} and {card.name} beside it, as `visaged train` writes them, cannot be read ({error})"
         ) from error

@@ -20,7 +20,7 @@ from typing import Literal
 import msgspec
 
 from ..cache_files import locked, sha256_of, unwritable
-from ..errors import ModelError
+from ..errors import MALFORMED, ModelError
 from .plan import PlanKey, PlanRecord
 
 Role = Literal["current", "previous", "candidate"]
@@ -166,7 +166,7 @@ class PlanStore:
             return None
         try:
             record = msgspec.json.decode((folder / "plan.json").read_bytes(), type=PlanRecord)
-        except (OSError, msgspec.DecodeError, ModelError):
+        except (OSError, *MALFORMED, ModelError):
             return None
         return StoredPlan(folder, record)
 

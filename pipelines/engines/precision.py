@@ -15,7 +15,7 @@ import onnx
 from msgspec import Struct
 from onnx import TensorProto, helper, numpy_helper
 
-from ..errors import ModelError
+from ..errors import MALFORMED, ModelError
 from .ort_engine import OrtEngine
 
 F32 = npt.NDArray[np.float32]
@@ -75,7 +75,7 @@ def read_ranges(path: Path) -> Ranges:
             f"there are no INT8 ranges {path} ({error.strerror}); "
             "choose another precision, or measure them with `visaged calibrate FOLDER_OF_PHOTOS`"
         ) from error
-    except msgspec.DecodeError as error:
+    except MALFORMED as error:
         raise ModelError(
             f"{path} is no file of INT8 ranges ({error}); measure them with `visaged calibrate`"
         ) from error

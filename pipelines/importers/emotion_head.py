@@ -1,6 +1,5 @@
 """The small network that reads an expression from inside dlib's face ResNet, and its file."""
 
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ModelError
+from ..errors import NO_ARCHIVE, ModelError
 
 F32 = npt.NDArray[np.float32]
 
@@ -72,7 +71,7 @@ def read_head(path: Path) -> EmotionHead:
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files[: 2 * MAX_LAYERS + 2]}
         return _head_of(arrays)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+    except NO_ARCHIVE as error:
         raise ModelError(f"{path} is no emotion head ({error}); install visaged again") from error
 
 

@@ -8,7 +8,6 @@ Shape letters: N pictures, C channels (1 grey, 3 RGB), S side, D = C S S numbers
 
 import io
 import math
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -24,7 +23,7 @@ from torch.nn import functional
 
 from ..cache_files import write_atomically
 from ..cropper import relight
-from ..errors import ConfigError, ModelError
+from ..errors import NO_ARCHIVE, ConfigError, ModelError
 from ..registry import DLIB_MEAN, DLIB_SCALE, ChipRecipe, Light
 from .samples import TRAIN, Samples, split_of
 
@@ -195,7 +194,7 @@ class Normalisation:
             with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
                 config = msgspec.json.decode(str(file["config"]), type=NormalisationConfig)
                 return cls(config, *(_f32(file[name]) for name in ("mean", "spread", "whitening")))
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, msgspec.DecodeError) as error:
+        except (*NO_ARCHIVE, msgspec.DecodeError) as error:
             raise ModelError(f"{path} is no normalisation ({error}); fit it again") from error
 
 
