@@ -8,6 +8,7 @@ Source: rfc.zeromq.org, 26/CurveZMQ and 27/ZAP.
 """
 
 import re
+import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -56,6 +57,14 @@ def new_pair() -> KeyPair:
     """Return a new random key pair."""
     public, secret = zmq.curve_keypair()
     return KeyPair(public.decode(), secret.decode())
+
+
+def is_key(text: str) -> bool:
+    """Whether `text` is a key: 40 characters of Z85 can also spell more than 32 bytes hold."""
+    try:
+        return KEY.fullmatch(text) is not None and len(z85.decode(text)) == 32
+    except struct.error:
+        return False
 
 
 def public_of(secret: str) -> str:

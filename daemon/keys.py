@@ -22,7 +22,7 @@ from msgspec import Meta, Struct, structs
 from ..pipelines.cache_files import write_atomically
 from ..pipelines.errors import ConfigError, VisagedError
 from . import toml_file
-from .curve import KEY, ClientKey, KeyPair, new_pair, public_of
+from .curve import KEY, ClientKey, KeyPair, is_key, new_pair, public_of
 
 CREDENTIAL = "visaged-server-key"
 SERVER_FILE = "server.key"
@@ -143,6 +143,10 @@ def read_client(path: Path) -> ClientKey:
         ConfigError: missing, readable by others, or no key file.
     """
     file = _read_secret(path, _ClientFile)
+    if not is_key(file.server):
+        raise ConfigError(
+            f"the server key in {path} is no key; put in the one that `visaged keys list` shows there"
+        )
     return ClientKey(file.name, KeyPair(file.public, file.secret), file.server)
 
 
@@ -274,7 +278,7 @@ def _read_secret(path: Path, kind: type[FileT]) -> FileT:
     if stat.S_IMODE(path.stat().st_mode) & 0o077:
         raise ConfigError(f"the key file {path} can be read by others; run  chmod 600 {path}")
     file = toml_file.decode(document, kind, str(path))
-    if not KEY.fullmatch(file.secret) or public_of(file.secret) != file.public:
+    if not is_key(file.secret) or public_of(file.secret) != file.public:
         raise ConfigError(f"public and secret key in {path} are no pair; write the file anew")
     return file
 

@@ -7,7 +7,8 @@ leave only a version `1` among the wrappers, which is where the residual blocks 
 Source: dlib 20.0, dlib/dnn/core.h, layers.h, input.h, loss.h.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
@@ -274,8 +275,9 @@ def _read_batch_norm(stream: DlibStream, kind: str) -> _Affine:
     gamma, beta = np.split(params, 2)
     if not means.size == variances.size == gamma.size or not 0 < epsilon < 1 or variances.min(initial=0) < 0:
         raise stream.fail("a BatchNorm whose statistics make no sense")
-    scale = gamma.astype(np.float64) / np.sqrt(variances.astype(np.float64) + epsilon)
-    return _Affine(scale.astype(np.float32), (beta - scale * means).astype(np.float32))
+    with _in_range(stream):
+        scale = gamma.astype(np.float64) / np.sqrt(variances.astype(np.float64) + epsilon)
+        return _Affine(scale.astype(np.float32), (beta - scale * means).astype(np.float32))
 
 
 def _check_halves(stream: DlibStream, params: F32, *views: Sequence[int]) -> None:
@@ -333,10 +335,21 @@ def _fold(stream: DlibStream, steps: Sequence[_Step]) -> list[_Step]:
         conv = folded[-1] if folded else None
         if not isinstance(conv, Conv) or conv.bias.size != step.gamma.size:
             raise stream.fail("an affine layer without its convolution")
-        weights: F32 = conv.weights * step.gamma[:, None, None, None]
-        bias: F32 = conv.bias * step.gamma + step.beta
+        with _in_range(stream):
+            weights: F32 = conv.weights * step.gamma[:, None, None, None]
+            bias: F32 = conv.bias * step.gamma + step.beta
         folded[-1] = Conv(weights, bias, conv.stride, conv.padding)
     return folded
+
+
+@contextlib.contextmanager
+def _in_range(stream: DlibStream) -> Iterator[None]:
+    """Refuse weights whose products float32 cannot hold."""
+    try:
+        with np.errstate(over="raise", invalid="raise"):
+            yield
+    except FloatingPointError as error:
+        raise stream.fail("weights out of range") from error
 
 
 def _assemble_resnet(

@@ -20,6 +20,13 @@ EDGES = (b"\x00", b"\xff", b"\x7f", b"\x80", b"\xff\xff\xff\xff", b"\x00" * 8, b
 Read = Callable[[bytes], object]
 
 
+class Spoiled(bytes):
+    """Bytes that a report of hypothesis can hold."""
+
+    def __repr__(self) -> str:
+        return bytes.__repr__(self) if len(self) < 5000 else f"<{len(self)} bytes, {bytes(self[:400])!r}…>"
+
+
 def bounded(n_usual: int) -> settings:
     """Return hypothesis' settings for a target that affords `n_usual` inputs in every run of the tests."""
     return settings(
@@ -47,7 +54,7 @@ def answers_or_explains(read: Read, data: bytes) -> bool:
     return True
 
 
-def _mutate(seed: bytes, other: bytes, draw: int) -> bytes:
+def _mutate(seed: bytes, other: bytes, draw: int) -> Spoiled:
     """Return `seed` after up to `MOST_STEPS` mutations that `draw` decides."""
     dice, data = random.Random(draw), bytearray(seed)
     for _ in range(dice.randint(0, MOST_STEPS)):
@@ -70,4 +77,4 @@ def _mutate(seed: bytes, other: bytes, draw: int) -> bytes:
             case _:
                 start = dice.randrange(len(other) + 1)
                 data[at : at + length] = other[start : start + length]
-    return bytes(data)
+    return Spoiled(data)

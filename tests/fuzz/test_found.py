@@ -4,15 +4,23 @@ import io
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
+from visaged.daemon import keys
 from visaged.daemon.config import load_config
 from visaged.daemon.control import OrderError, decode_order
+from visaged.daemon.curve import ClientKey, new_pair
 from visaged.daemon.ring import decode_descriptor
 from visaged.pipelines.errors import ConfigError, MessageError, ModelError, ReleaseError
 from visaged.pipelines.fuser import CascadeHead
 from visaged.pipelines.importers import emotion_head
+from visaged.pipelines.importers.dlib_dat import read_mmod
+from visaged.pipelines.importers.dlib_stream import DlibStream
+from visaged.pipelines.importers.halved import widen_weights
+from visaged.pipelines.model_store import ModelStore
 from visaged.pipelines.promotion import PromotionJournal
 from visaged.pipelines.release_store import ReleaseStore, read_head, write_head
 
@@ -88,3 +96,50 @@ def test_a_head_that_is_no_archive_is_closed_again(tmp_path: Path) -> None:
 
     with pytest.raises(ReleaseError):  # a file left open is a warning, and warnings are errors
         read_head(head)
+
+
+@pytest.mark.parametrize("spoiled", ["secret", "server"])
+def test_a_key_whose_letters_spell_more_than_a_key_holds_is_refused(tmp_path: Path, spoiled: str) -> None:
+    pair, server = new_pair(), new_pair()
+    lines = keys.client_key_lines(ClientKey("desk", pair, server.public))
+    file = tmp_path / "desk.key"
+    file.touch(mode=0o600)
+    file.write_text(lines)
+    keys.read_client(file)
+
+    file.write_text(lines.replace({"secret": pair.secret, "server": server.public}[spoiled], "#" * 40))
+
+    with pytest.raises(ConfigError):
+        keys.read_client(file)
+
+
+def test_weights_of_another_length_than_their_shape_are_refused() -> None:
+    halves = TensorProto(name="w16", data_type=TensorProto.FLOAT16, dims=[2, 2], int32_data=[0] * 5)
+    cast = helper.make_node("Cast", ["w16"], ["w"], to=TensorProto.FLOAT)
+    w = helper.make_tensor_value_info("w", TensorProto.FLOAT, [2, 2])
+    model = helper.make_model(helper.make_graph([cast], "g", [], [w], [halves]), ir_version=10)
+
+    with pytest.raises(ModelError, match="'w16'"):
+        widen_weights(model.SerializeToString())
+
+
+def test_weights_whose_products_overflow_are_refused(
+    store: ModelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, path, places = store.weights_file("mmod_human_face_detector.dat"), tmp_path / "net.dat", []
+    read_tensor = DlibStream.tensor
+
+    def remember(stream: DlibStream) -> np.ndarray[Any, np.dtype[np.float32]]:
+        values = read_tensor(stream)
+        places.append((stream.position - values.nbytes, values.nbytes))
+        return values
+
+    monkeypatch.setattr(DlibStream, "tensor", remember)
+    read_mmod(source)
+    spoiled = bytearray(source.read_bytes())
+    for start, n_bytes in places:
+        spoiled[start : start + n_bytes] = np.full(n_bytes // 4, 3e38, "<f4").tobytes()
+    path.write_bytes(spoiled)
+
+    with pytest.raises(ModelError, match="out of range"):
+        read_mmod(path)
