@@ -1,7 +1,7 @@
 """`visaged doctor`: is everything there and whole that the daemon needs, and how to mend what is not."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -58,20 +58,21 @@ def _examine(given: Path | None) -> Iterator[Finding]:
     yield ok("configuration", str(path or "no file, the defaults"))
     runtime, store = config.paths.runtime, ModelStore(config.paths.cache, config.paths.wheels)
     is_running = doctor_state.is_running(runtime)
-    yield from doctor_machine.folders(config.paths)
-    yield from doctor_machine.disk(config.paths)
-    yield from doctor_machine.shared_memory(config)
-    yield from doctor_machine.clock(config.paths.state)
-    yield from doctor_machine.backend(config.engine)
-    yield from doctor_state.models(config, store)
-    yield from doctor_state.plans(config, store)
-    yield from doctor_state.secrets(config, in_use=is_running)
-    yield from doctor_state.releases(config)
-    yield from doctor_machine.cameras(config.camera, in_use=is_running)
-    if is_running:
-        yield from doctor_state.daemon(runtime)
-    else:
-        yield ok("daemon", "none runs here")
+    steps: dict[str, Callable[[], Iterable[Finding]]] = {
+        "folders": lambda: doctor_machine.folders(config.paths),
+        "disk": lambda: doctor_machine.disk(config.paths),
+        "shm": lambda: doctor_machine.shared_memory(config),
+        "clock": lambda: doctor_machine.clock(config.paths.state),
+        "backend": lambda: doctor_machine.backend(config.engine),
+        "networks": lambda: doctor_state.models(config, store),
+        "plans": lambda: doctor_state.plans(config, store),
+        "keys": lambda: doctor_state.secrets(config, in_use=is_running),
+        "releases": lambda: doctor_state.releases(config),
+        "cameras": lambda: doctor_machine.cameras(config.camera, in_use=is_running),
+        "daemon": lambda: doctor_state.daemon(runtime) if is_running else [ok("daemon", "none runs here")],
+    }
+    for name, step in steps.items():
+        yield from tried(name, step)
 
 
 def line_of(finding: Finding) -> str:

@@ -94,11 +94,12 @@ def secrets(outline: Outline, *, in_use: bool) -> Iterator[Finding]:
 
 def _file(name: str, path: Path) -> Finding:
     # immutable: reading must leave no files of ours, perhaps root's, beside the daemon's
-    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True)) as database:
-        try:
+    source = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
+    try:
+        with contextlib.closing(sqlite3.connect(source, uri=True)) as database:
             verdict = database.execute("PRAGMA quick_check(1)").fetchone()[0]
-        except sqlite3.Error as error:
-            verdict = str(error)
+    except sqlite3.Error as error:
+        verdict = str(error)
     if verdict != "ok":
         mend = "restore a backup, or move it away to start an empty one"
         return fail(f"store {name}", f"{path} is damaged ({verdict})", mend)

@@ -41,8 +41,11 @@ def refused(check: str, error: VisagedError) -> Finding:
 
 
 def tried(check: str, attempt: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
-    """Yield what `attempt` finds; an error of ours that it raises is a failure of `check`."""
+    """Yield what `attempt` finds; one of our errors, or no right to look, is a failure of `check`."""
     try:
         yield from attempt()
     except VisagedError as error:
         yield refused(check, error)
+    except OSError as error:
+        what = f"{error.filename or check} cannot be looked at ({error.strerror or error})"
+        yield fail(check, what, "run this as root, or as the user who runs the daemon")

@@ -109,6 +109,19 @@ def test_a_wrong_configuration_is_the_one_finding(text: str, what: str, tmp_path
     assert (code, said.count("fail"), what in said) == (1, 1, True), said
 
 
+def test_what_may_not_be_looked_at_is_a_finding_and_the_rest_goes_on(
+    paths: PathsConfig, cache: Path, tmp_path: Path
+) -> None:
+    beyond = PathsConfig(
+        state=tmp_path / ("x" * 300), cache=cache, runtime=paths.runtime
+    )  # as without a right
+
+    code, text = run(write_config(tmp_path, beyond, cache))
+
+    assert code == 1 and "keys: " in text and "cannot be looked at" in text
+    assert "ok   camera door" in text and "ok   daemon" in text
+
+
 def test_markup_in_a_path_is_shown_as_it_is() -> None:
     assert "\\[red]" in line_of(Finding("x", "fail", "[red] is no folder", "mend [it]"))
 
