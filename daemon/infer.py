@@ -16,6 +16,7 @@ from ..pipelines.answer import Answer
 from ..pipelines.assembly import assemble
 from ..pipelines.errors import GalleryError
 from ..pipelines.inference import Scan
+from ..pipelines.loop.lineage import erased_of
 from ..pipelines.message import FaceFrame
 from .config import Config
 from .control import Control, EnrolTrack, Flag, Status
@@ -257,6 +258,7 @@ class Inference:
             "engines": msgspec.to_builtins(self._upgrade.engines()),
             "upgrade": self._upgrade.state,
             "promotion": self._promoter.report(),
+            "erased": erased_of(self._config.paths.state, self._stages.serving.key),
             "cameras": cameras,
             **self._flagging.status(),
         }

@@ -14,6 +14,8 @@ from rich.table import Table
 from ..daemon import toml_file
 from ..daemon.control import EnrolTrack
 from ..daemon.outline import Outline, load_outline
+from ..pipelines.erasure import Forgotten
+from ..pipelines.erasure import forget as erase
 from ..pipelines.errors import GalleryError, VisagedError
 from ..pipelines.identity.gallery import Gallery
 from ..pipelines.loop.sample_store import SampleStore
@@ -143,10 +145,12 @@ def forget(
     config: ConfigOption = None,
     state: StateOption = None,
 ) -> None:
-    """Remove people and everything stored about them, and print a receipt.
+    """Remove people and everything stored about them, and sign a receipt.
 
     Templates, negatives, merges, samples and everyone merged into them go, and the bytes are overwritten in
-    the files. This cannot be undone. Backups are yours to delete.
+    the files; releases that learned from them are marked and not promoted any more. This cannot be undone.
+    Backups are yours to delete. The receipt, in the folder `receipts`, says what was erased and not who:
+    only with the code that is printed here, and kept nowhere, can somebody show that it is theirs.
 
     Examples:
       visaged forget "Ada Lovelace"
@@ -158,27 +162,7 @@ def forget(
     folder = state or _outline(config).paths.state
     with Gallery(folder) as gallery, SampleStore(folder) as samples:
         for name in names:
-            exact = gallery.name_of(name)
-            aliases = next((p.aliases for p in gallery.people() if p.name == exact), ())
-            # samples first: whoever is interrupted here can still ask again by the name
-            n_samples, is_scrubbed = samples.forget([exact, *aliases])
-            if n_samples and not gallery.has(name):
-                console.print(f"forgot {name}: removed {n_samples} samples", markup=False, soft_wrap=True)
-                continue
-            receipt = gallery.forget(name)
-            also = f" (also {', '.join(receipt.aliases)})" if receipt.aliases else ""
-            console.print(
-                f"forgot {receipt.person}{also}: removed {receipt.templates} templates, "
-                f"{receipt.negatives} negatives, {receipt.merges} merges, {n_samples} samples",
-                markup=False,
-                soft_wrap=True,
-            )
-            if not (receipt.is_scrubbed and is_scrubbed):
-                console.print(
-                    "another process was reading: the old bytes go from the log when it next pauses; "
-                    "restart the daemon to be sure",
-                    style="yellow",
-                )
+            _print_forgotten(console, erase(name, gallery, samples, folder))
 
 
 def merge(
@@ -270,6 +254,26 @@ def enroll_photos(
         stored += report.templates > 0
     console.print(f"{stored} of {len(people)} people enrolled, {failed} failures", soft_wrap=True)
     return failed
+
+
+def _print_forgotten(console: Console, forgotten: Forgotten) -> None:
+    receipt, (name, *aliases) = forgotten.receipt, forgotten.names
+    also = f" (also {', '.join(aliases)})" if aliases else ""
+    lines = [
+        f"forgot {name}{also}: removed {receipt.templates} templates, {receipt.negatives} negatives, "
+        f"{receipt.merges} merges, {receipt.samples} samples",
+        f"receipt {forgotten.path}; for the person: {name}, code {forgotten.code} (kept nowhere)",
+    ]
+    for release in receipt.releases:
+        lines.append(f"release {release} learned from them: see  visaged release show {release}")
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)
+    if not receipt.is_scrubbed:
+        console.print(
+            "another process was reading: the old bytes go from the log when it next pauses; "
+            "restart the daemon to be sure",
+            style="yellow",
+        )
 
 
 def _print_report(console: Console, report: "PersonReport") -> None:

@@ -48,6 +48,8 @@ def lines_of(answer: dict[str, Any]) -> list[str]:
         if engine["is_fallback"]:
             line += f"  [yellow]stands in: {engine['reason']}[/yellow]"
         lines.append(line)
+    if answer.get("erased"):
+        lines.append(f"  [yellow]{answer['erased']}; see `visaged release show`[/yellow]")
     lines += promotion_lines(answer.get("promotion", {}))
     if answer["upgrade"] not in ("none needed", "done"):
         lines.append(f"  plans: {answer['upgrade']}")

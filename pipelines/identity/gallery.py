@@ -15,7 +15,7 @@ import numpy.typing as npt
 from ..errors import GalleryError
 from ..store_file import open_store
 from .gallery_schema import GALLERY, ROOTS, context_of
-from .person import STRANGER_PREFIX, Person, Receipt, Templates, clean_name
+from .person import STRANGER_PREFIX, Person, Removed, Templates, clean_name
 
 F32 = npt.NDArray[np.float32]
 
@@ -268,7 +268,7 @@ class Gallery:
             self._has_own_change = True
         return kept, exact
 
-    def forget(self, name: str) -> Receipt:
+    def forget(self, name: str) -> Removed:
         """Remove a person or stranger with everything known about them, also from the file's free pages.
 
         Whoever was merged into them is the same human and goes too.
@@ -293,7 +293,7 @@ class Gallery:
             )
             self._file.run(f"DELETE FROM people WHERE id IN ({marks})", ids)
             self._has_own_change = True
-        return Receipt(
+        return Removed(
             person=exact,
             aliases=tuple(n for i, n in everyone if i != person),
             templates=templates,

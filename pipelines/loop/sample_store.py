@@ -34,6 +34,11 @@ COLUMNS = (
     "disagreement, shown_emotion, identity, emotion, person, not_people, is_face"
 )
 
+THEIRS = (
+    "SELECT id FROM samples WHERE person = ?1 OR (seen_as = ?1 AND person = '' AND NOT EXISTS "
+    "(SELECT 1 FROM json_each(not_people) WHERE value = ?1 COLLATE NOCASE))"
+)
+
 
 class _Face(Struct, frozen=True):
     """What `sealed_face` holds, as MessagePack; arrays are little-endian float32."""
@@ -210,25 +215,27 @@ class SampleStore:
             self._file.empty_log()
         return n_deleted
 
-    def forget(self, names: Sequence[str]) -> tuple[int, bool]:
+    def forget(
+        self, names: Sequence[str], before: Callable[[list[str]], None] = lambda ids: None
+    ) -> tuple[int, bool]:
         """Delete every sample of whoever has one of these names, and the names in the samples of others.
 
         A sample is theirs when people say so, or when the daemon took it for them and nobody said otherwise.
+        `before` hears the ids of them all before any is deleted; what it raises leaves all as it was.
 
         Returns:
             How many were deleted, and whether the bytes are gone from the file already: not while another
             process reads.
         """
         with self._file.transaction():
-            n_deleted = 0
+            rows = [row for name in names for row in self._file.rows(THEIRS, (name,))]
+            ids = sorted({str(id) for (id,) in rows})
+            before(ids)
+            for id in ids:
+                self._file.run("DELETE FROM samples WHERE id = ?", (id,))
             for name in names:
-                n_deleted += self._file.run(
-                    "DELETE FROM samples WHERE person = ?1 OR (seen_as = ?1 AND person = '' AND NOT EXISTS "
-                    "(SELECT 1 FROM json_each(not_people) WHERE value = ?1 COLLATE NOCASE))",
-                    (name,),
-                )
                 self._scrub_name(name)
-        return n_deleted, self._file.drain_log()  # in the file itself SQLite overwrites what it deletes
+        return len(ids), self._file.drain_log()  # in the file itself SQLite overwrites what it deletes
 
     def _scrub_name(self, name: str) -> None:
         """Take a name out of the samples of other people."""

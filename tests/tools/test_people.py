@@ -8,11 +8,11 @@ import pytest
 import typer
 from rich.console import Console
 from typer.testing import CliRunner
-from visaged.pipelines.errors import GalleryError, PhotoError
+from visaged.pipelines.errors import GalleryError, PhotoError, StoreError
 from visaged.pipelines.identity.enrolment import Enrolment, ReadFace
 from visaged.pipelines.identity.gallery import Gallery
 from visaged.pipelines.identity.identity import IdentityConfig
-from visaged.tools import people
+from visaged.tools import people, receipt
 
 SPACE = "dlib-1"
 COMMANDS = ("enroll", "people", "forget", "merge", "unmerge", "reject")
@@ -94,6 +94,24 @@ def test_forgetting_asks_and_prints_a_receipt(app: typer.Typer, state: Path) -> 
     said = run(app, "forget", "Ada Byron", "--state", state, answer="y\n")
     assert "forgot Ada Byron: removed 1 templates, 0 negatives, 0 merges, 0 samples" in said
     assert "Ada Byron" not in run(app, "people", "--state", state)
+
+
+def test_a_receipt_is_verified_with_the_code_that_was_printed(app: typer.Typer, state: Path) -> None:
+    app.add_typer(receipt.app, name="receipt")
+    said = run(app, "forget", "Ada Byron", "--yes", "--state", state)
+    (file,) = (state / "receipts").glob("*.json")
+    code = said.split("code ")[1].split()[0]
+
+    verified = run(app, "receipt", "verify", file, "--name", "Ada Byron", "--code", code, "--state", state)
+    assert "1 templates" in verified and "it is about Ada Byron" in verified
+    assert file.stem in run(app, "receipt", "list", "--state", state)
+    with pytest.raises(StoreError, match="not about Eve"):
+        run(app, "receipt", "verify", file, "--name", "Eve", "--code", code, "--state", state)
+    with pytest.raises(StoreError, match="signed with another key"):
+        run(app, "receipt", "verify", file, "--key", "00" * 32)
+    file.write_text(file.read_text().replace('"templates": 1', '"templates": 2'))
+    with pytest.raises(StoreError, match="changed after it was signed"):
+        run(app, "receipt", "verify", file, "--state", state)
 
 
 def test_a_stranger_is_given_a_name(app: typer.Typer, state: Path) -> None:
