@@ -32,6 +32,7 @@ from .sample_writer import SampleWriter
 log = logging.getLogger(__name__)
 
 EXPIRE_EVERY_S = 60.0
+CONTROL = "control socket"  # in the audit log; the gateway's line before says which client it was
 
 
 class Flagging:
@@ -113,7 +114,7 @@ class Flagging:
                 return None
             sample = future.result()
             assert sample is not None  # `add` returns one
-            if teach(self._stages.gallery, sample, sighting.embedding):
+            if teach(self._stages.gallery, sample, sighting.embedding, who=CONTROL):
                 self._stages.identifier.refresh()
             self._count(Source.USER, sighting)
             if sample.label.emotion not in ("", sample.shown_emotion):

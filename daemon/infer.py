@@ -14,6 +14,7 @@ import msgspec
 
 from ..pipelines.answer import Answer
 from ..pipelines.assembly import assemble
+from ..pipelines.audit import note
 from ..pipelines.errors import GalleryError
 from ..pipelines.inference import Scan
 from ..pipelines.loop.lineage import erased_of
@@ -21,7 +22,7 @@ from ..pipelines.message import FaceFrame
 from .config import Config
 from .control import Control, EnrolTrack, Flag, Status
 from .engine_upgrade import EngineUpgrade
-from .flagging import Flagging
+from .flagging import CONTROL, Flagging
 from .heartbeat import Heartbeat
 from .intake import Ended, Intake, Taken
 from .metrics import InferMetrics
@@ -240,6 +241,8 @@ class Inference:
             )
         source = f"track {order.camera}:{order.track}"
         n_templates = self._stages.identifier.enrol(order.name, embedding[None], source=source)
+        gallery = self._stages.gallery
+        note(gallery.folder, "enrol", person=gallery.number_of(order.name), detail=source, who=CONTROL)
         return {"person": order.name, "templates": n_templates}
 
     def _status(self, _: Status) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from .audit import note
 from .cache_files import sync_folder, write_atomically
 from .errors import StoreError
 from .identity.gallery import Gallery
@@ -74,7 +75,7 @@ def forget(
         GalleryError: nobody has that name, and no sample either.
         StoreError: something cannot be written; asking again goes on from there.
     """
-    signer = open_signer(state)
+    signer, number = open_signer(state), gallery.number_of(name)
     exact = gallery.name_of(name)
     aliases = next((person.aliases for person in gallery.people() if person.name == exact), ())
     erased, releases = Erased(secrets.token_hex(6), now()), list[str]()
@@ -101,6 +102,7 @@ def forget(
         key=signer.public,
     )
     receipt = msgspec.structs.replace(unsigned, signature=signer.sign(_signed_part(unsigned)))
+    note(state, "forget", person=number, detail=f"receipt {receipt.id}")
     names = (removed.person, *removed.aliases)
     return Forgotten(names, receipt, write_receipt(receipt, state / "receipts"), code)
 

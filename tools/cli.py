@@ -41,6 +41,7 @@ COMMANDS = (
     Command("people", PEOPLE, "people", "people", "List who is enrolled."),
     Command("forget", PEOPLE, "people", "forget", "Remove a person and everything stored about them."),
     Command("receipt", PEOPLE, "receipt", "app", "List and verify the receipts of what was forgotten."),
+    Command("audit", PEOPLE, "audit", "audit", "Show who did what to people, releases and keys."),
     Command("merge", PEOPLE, "people", "merge", "Say that two entries are the same person."),
     Command("unmerge", PEOPLE, "people", "unmerge", "Undo a merge."),
     Command("reject", PEOPLE, "people", "reject", "Say that a face is not this person."),

@@ -14,6 +14,7 @@ from rich.table import Table
 from ..daemon import toml_file
 from ..daemon.control import EnrolTrack
 from ..daemon.outline import Outline, load_outline
+from ..pipelines.audit import note
 from ..pipelines.erasure import Forgotten
 from ..pipelines.erasure import forget as erase
 from ..pipelines.errors import GalleryError, VisagedError
@@ -83,6 +84,7 @@ def enroll(
     elif stranger:
         with _gallery(config, state) as gallery:
             gallery.name_stranger(stranger, name)
+            note(gallery.folder, "enrol", person=gallery.number_of(name), detail="a stranger")
         console.print(f"{stranger} is {name} now; undo with  visaged unmerge {stranger}", markup=False)
     else:
         people = _people_given(name, photos or [], folder)
@@ -178,7 +180,9 @@ def merge(
       visaged merge Ada unknown-17
     """
     with _gallery(config, state) as gallery:
+        numbers = gallery.number_of(kept), gallery.number_of(absorbed)
         gallery.merge(kept, absorbed)
+        note(gallery.folder, "merge", person=numbers[0], detail=f"absorbed number {numbers[1]}")
     Console(highlight=False).print(
         f"{absorbed} counts as {kept} now; undo with  visaged unmerge {absorbed!r}", markup=False
     )
@@ -196,6 +200,8 @@ def unmerge(
     """
     with _gallery(config, state) as gallery:
         kept, own = gallery.unmerge(name)
+        detail = f"was in number {gallery.number_of(kept)}"
+        note(gallery.folder, "unmerge", person=gallery.number_of(own), detail=detail)
     Console(highlight=False).print(f"{own} is no longer part of {kept}", markup=False)
 
 

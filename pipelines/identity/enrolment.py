@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ..audit import note
 from ..errors import PhotoError
 from ..photo import SUFFIXES, read_photo
 from .gallery import Gallery
@@ -110,6 +111,8 @@ class Enrolment:
             sources=[path.name for path, _ in good],
             consent=consent,
         )
+        number = self._gallery.number_of(name)
+        note(self._gallery.folder, "enrol", person=number, detail=f"{len(good)} photos")
         return PersonReport(name, tuple(reports), count)
 
     def reject(self, name: str, photo: Path, *, largest: bool = False) -> None:
@@ -121,6 +124,7 @@ class Enrolment:
         """
         face = self.read_face(photo, largest=largest)
         self._gallery.reject(name, face.embedding[None], space=self._space, source=photo.name)
+        note(self._gallery.folder, "reject", person=self._gallery.number_of(name), detail="a photo")
 
     def _others(self, name: str) -> Matcher:
         """Return a matcher of everybody but `name`."""

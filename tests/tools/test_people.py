@@ -12,7 +12,7 @@ from visaged.pipelines.errors import GalleryError, PhotoError, StoreError
 from visaged.pipelines.identity.enrolment import Enrolment, ReadFace
 from visaged.pipelines.identity.gallery import Gallery
 from visaged.pipelines.identity.identity import IdentityConfig
-from visaged.tools import people, receipt
+from visaged.tools import audit, people, receipt
 
 SPACE = "dlib-1"
 COMMANDS = ("enroll", "people", "forget", "merge", "unmerge", "reject")
@@ -112,6 +112,26 @@ def test_a_receipt_is_verified_with_the_code_that_was_printed(app: typer.Typer, 
     file.write_text(file.read_text().replace('"templates": 1', '"templates": 2'))
     with pytest.raises(StoreError, match="changed after it was signed"):
         run(app, "receipt", "verify", file, "--state", state)
+
+
+def test_the_audit_log_knows_people_by_numbers_that_mean_nothing_once_they_are_forgotten(
+    app: typer.Typer, state: Path
+) -> None:
+    app.command("audit")(audit.audit)
+    run(app, "merge", "Ada [1815]", "Ada Byron", "--state", state)
+    before = run(app, "audit", "--state", state)
+    head = run(app, "audit", "--verify", "--state", state).split("head ")[1].strip()
+    run(app, "forget", "Ada [1815]", "--yes", "--state", state)
+    after = run(app, "audit", "--state", state)
+
+    assert "merge" in before and "Ada [1815]" in before
+    assert "forget" in after and "number 1" in after and "Ada" not in after
+    assert "Ada" not in (state / "audit.log").read_text()
+    assert "2 lines, unbroken" in run(app, "audit", "--head", head, "--state", state)
+    log = state / "audit.log"
+    log.write_text(log.read_text().splitlines(keepends=True)[1])
+    with pytest.raises(StoreError, match=r"changed, taken out.*is gone"):
+        run(app, "audit", "--head", head, "--state", state)
 
 
 def test_a_stranger_is_given_a_name(app: typer.Typer, state: Path) -> None:
