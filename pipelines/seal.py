@@ -30,8 +30,8 @@ class Sealer:
     """Seals and opens bytes; a value opens only under the place (`context`) it was sealed for."""
 
     def __init__(self, keys: list[bytes]) -> None:
-        self._ciphers = {_key_id(key): AESGCM(key) for key in keys}
-        self._active = _key_id(keys[-1])
+        self._ciphers = {key_id(key): AESGCM(key) for key in keys}
+        self._active = key_id(keys[-1])
 
     @property
     def key_id(self) -> str:
@@ -164,5 +164,6 @@ def _write_private(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
-def _key_id(key: bytes) -> bytes:
+def key_id(key: bytes) -> bytes:
+    """Return the name of a key, which a sealed value begins with."""
     return hashlib.sha256(b"visaged key id" + key).digest()[:KEY_ID_BYTES]

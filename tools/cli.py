@@ -52,6 +52,7 @@ COMMANDS = (
     Command("bench", MEASURE, "bench", "bench", "Measure speed and memory on this machine."),
     Command("check-config", SET_UP, "check_config", "check_config", "Check the configuration file."),
     Command("keys", SET_UP, "keys", "app", "Say which clients on other machines may connect."),
+    Command("rekey", SET_UP, "rekey", "rekey", "Seal what is stored of people with a new key."),
     Command("models", SET_UP, "models", "app", "Import and list the networks."),
     Command("build", SET_UP, "build", "build", "Build the networks into plans, faster ones or for a GPU."),
     Command("plans", SET_UP, "plans", "app", "List, inspect, verify and prune plans."),

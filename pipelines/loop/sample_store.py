@@ -163,7 +163,7 @@ class SampleStore:
         rows = self._file.rows("SELECT sealed_face, sealed_embedding FROM samples WHERE id = ?", (id,))
         if not rows:
             raise SampleError(f"the sample {id} is gone")
-        face = msgspec.msgpack.decode(self._sealer.open(rows[0][0], _face_context(id)), type=_Face)
+        face = msgspec.msgpack.decode(self._sealer.open(rows[0][0], face_context(id)), type=_Face)
         bgr = np.asarray(cv2.imdecode(np.frombuffer(face.png, np.uint8), cv2.IMREAD_COLOR), np.uint8)
         embedding = None if rows[0][1] is None else self._open_embedding(id, rows[0][1])
         return StoredFace(
@@ -256,9 +256,9 @@ class SampleStore:
             members={name: _bytes(values) for name, values in sighting.members.items()},
         )
         id, embedding = sighting.id, sighting.embedding
-        sealed = self._sealer.seal(msgspec.msgpack.encode(face), _face_context(id))
+        sealed = self._sealer.seal(msgspec.msgpack.encode(face), face_context(id))
         sealed_embedding = (
-            None if embedding is None else self._sealer.seal(_bytes(embedding), _embedding_context(id))
+            None if embedding is None else self._sealer.seal(_bytes(embedding), embedding_context(id))
         )
         row: dict[str, Any] = {
             "id": id,
@@ -319,7 +319,7 @@ class SampleStore:
                 return
 
     def _open_embedding(self, id: str, sealed: bytes) -> F32:
-        return _floats(self._sealer.open(sealed, _embedding_context(id)))
+        return _floats(self._sealer.open(sealed, embedding_context(id)))
 
 
 def _state_of(sample: Sample, label: Label) -> State:
@@ -362,11 +362,13 @@ def _sample(row: tuple[Any, ...]) -> Sample:
     return Sample(**values, source=source, state=state, identity=identity, label=label)
 
 
-def _face_context(id: str) -> str:
+def face_context(id: str) -> str:
+    """Return what the sealed face of a sample is bound to."""
     return f"face of sample {id}"
 
 
-def _embedding_context(id: str) -> str:
+def embedding_context(id: str) -> str:
+    """Return what the sealed embedding of a sample is bound to."""
     return f"embedding of sample {id}"
 
 
