@@ -37,6 +37,7 @@ class EnrolTrack(Struct, frozen=True, kw_only=True, tag="enrol_track", tag_field
     camera: Annotated[str, Meta(min_length=1, max_length=64)]
     track: Annotated[int, Meta(ge=1)]
     name: Annotated[str, Meta(min_length=1, max_length=100)]
+    consent: Annotated[str, Meta(max_length=500)] = ""
 
 
 class Promote(Struct, frozen=True, kw_only=True, tag="promote", tag_field="op"):

@@ -106,6 +106,8 @@ class Flagging:
         ):
             if is_asked and not is_on:
                 raise SampleError(f"camera {camera.name} has {switch} = false: there is nothing to correct")
+        if order.person:
+            self._stages.identifier.check_consent(order.person)
         label = label_of(order, sighting.emotion, sighting.identity, self._stages.gallery)
         future = self._writer.submit(lambda store: store.add(sighting, Source.USER, label), is_urgent=True)
 

@@ -240,7 +240,9 @@ class Inference:
                 f"camera {order.camera} has no track {order.track} now; `visaged watch` shows those it has"
             )
         source = f"track {order.camera}:{order.track}"
-        n_templates = self._stages.identifier.enrol(order.name, embedding[None], source=source)
+        n_templates = self._stages.identifier.enrol(
+            order.name, embedding[None], source=source, consent=order.consent
+        )
         gallery = self._stages.gallery
         note(gallery.folder, "enrol", person=gallery.number_of(order.name), detail=source, who=CONTROL)
         return {"person": order.name, "templates": n_templates}

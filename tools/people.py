@@ -18,6 +18,7 @@ from ..pipelines.audit import note
 from ..pipelines.erasure import Forgotten
 from ..pipelines.erasure import forget as erase
 from ..pipelines.errors import GalleryError, VisagedError
+from ..pipelines.identity.consent import check_consent, check_note, has_consent
 from ..pipelines.identity.gallery import Gallery
 from ..pipelines.loop.sample_store import SampleStore
 from .connection import EndpointOption, KeyOption, connect
@@ -47,7 +48,9 @@ def enroll(
         str, typer.Option("--track", help="A face seen now, as CAMERA:TRACK (`visaged watch` shows them).")
     ] = "",
     stranger: Annotated[str, typer.Option(help="A stranger seen before, such as unknown-17.")] = "",
-    consent: Annotated[str, typer.Option(help="Note about the person's consent, kept with the name.")] = "",
+    consent: Annotated[
+        str, typer.Option(help='Note about their consent, such as "form 7, expires 2027-11-25".')
+    ] = "",
     largest: LargestOption = False,
     endpoint: EndpointOption = "",
     key: KeyOption = None,
@@ -77,13 +80,16 @@ def enroll(
             "--endpoint goes with --track only: photos are enrolled where the gallery is"
         )
     if live:
-        order = order_of(name, live)
+        order = order_of(name, live, consent)
         with connect(_outline(config).paths.runtime, endpoint, key) as daemon:
             answer = daemon.request(order)
         console.print(f"{name}: {answer.get('templates', 1)} templates", markup=False)
     elif stranger:
         with _gallery(config, state) as gallery:
-            gallery.name_stranger(stranger, name)
+            check_note(consent)
+            if _requires_consent(config):
+                check_consent(gallery, name, consent, time.time())
+            gallery.name_stranger(stranger, name, consent=consent)
             note(gallery.folder, "enrol", person=gallery.number_of(name), detail="a stranger")
         console.print(f"{stranger} is {name} now; undo with  visaged unmerge {stranger}", markup=False)
     else:
@@ -139,6 +145,12 @@ def people(
             _plain(person.consent),
         )
     console.print(table)
+    for person in everybody:
+        if person.consent and not has_consent(person.consent, time.time()):
+            console.print(
+                f"[yellow]the consent of {_plain(person.name)} has expired; renew or forget[/]",
+                soft_wrap=True,
+            )
 
 
 def forget(
@@ -224,7 +236,7 @@ def reject(
             console.print(f"{photo} is not {name}", markup=False, soft_wrap=True)
 
 
-def order_of(name: str, live: str) -> EnrolTrack:
+def order_of(name: str, live: str, consent: str = "") -> EnrolTrack:
     """Return the order to enrol the face `live`, given as CAMERA:TRACK.
 
     Raises:
@@ -233,7 +245,7 @@ def order_of(name: str, live: str) -> EnrolTrack:
     camera, _, number = live.rpartition(":")
     if not camera or not number.isdecimal() or int(number) < 1:
         raise typer.BadParameter(f"--track wants CAMERA:TRACK, such as door:3, not {live!r}")
-    return EnrolTrack(camera=camera, track=int(number), name=name)
+    return EnrolTrack(camera=camera, track=int(number), name=name, consent=consent)
 
 
 def enroll_photos(
@@ -334,6 +346,12 @@ def _gallery(config: Path | None, state: Path | None) -> Iterator[Gallery]:
 def _outline(config: Path | None) -> Outline:
     file = toml_file.find_file(config)
     return load_outline(file) if file else Outline()
+
+
+def _requires_consent(config: Path | None) -> bool:
+    from ..daemon.config import find_config
+
+    return find_config(config).identity.require_consent
 
 
 def _plain(text: str) -> str:

@@ -1,5 +1,6 @@
 """Enrol people from photos: read, find the one face, check, store. One transaction per person."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from ..audit import note
 from ..errors import PhotoError
 from ..photo import SUFFIXES, read_photo
+from .consent import check_consent, check_note
 from .gallery import Gallery
 from .matcher import IdentityConfig, Matcher
 
@@ -96,8 +98,12 @@ class Enrolment:
         """Add the faces in `photos` to `name`: those that can be used, all at once; report on every photo.
 
         Raises:
-            GalleryError: the name cannot be used or the gallery cannot be written; nothing is stored.
+            GalleryError: the name cannot be used, the consent that is required is missing, or the gallery
+                cannot be written; nothing is stored.
         """
+        check_note(consent)
+        if self._config.require_consent:
+            check_consent(self._gallery, name, consent, time.time())
         others = self._others(name)
         reports = [self._report(path, others, largest) for path in photos]
         good = [(report.path, report.face) for report in reports if report.face is not None]

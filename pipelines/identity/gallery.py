@@ -244,7 +244,7 @@ class Gallery:
                 "INSERT INTO merges (kept, absorbed, created_at) VALUES (?, ?, ?)", (into, gone, self._now())
             )
 
-    def name_stranger(self, stranger: str, name: str) -> int:
+    def name_stranger(self, stranger: str, name: str, consent: str = "") -> int:
         """Make `stranger` count as `name`, a new or an enrolled person; `unmerge` undoes it.
 
         Raises:
@@ -253,7 +253,7 @@ class Gallery:
         with self._file.transaction():
             if not self._is_stranger(self._require(stranger)):
                 raise GalleryError(f"{stranger} is enrolled, not a stranger; use `visaged merge`")
-            self.enrol(name, np.zeros((0, 0), np.float32), space="")
+            self.enrol(name, np.zeros((0, 0), np.float32), space="", consent=consent)
             return self.merge(name, stranger)
 
     def unmerge(self, name: str) -> tuple[str, str]:

@@ -71,6 +71,27 @@ def test_the_list_is_json_for_other_programs(app: typer.Typer, state: Path) -> N
     ]
 
 
+def test_an_expired_consent_is_told(app: typer.Typer, state: Path) -> None:
+    assert "expired" not in run(app, "people", "--state", state)
+    with Gallery(state) as gallery:
+        gallery.enrol("Ada [1815]", faces(1, 9), space=SPACE, consent="form 7, expires 2020-01-01")
+
+    assert "the consent of Ada [1815] has expired" in run(app, "people", "--state", state)
+
+
+def test_a_stranger_is_not_named_without_the_consent_that_is_required(
+    app: typer.Typer, state: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "visaged.toml"
+    config.write_text(f'[paths]\nstate = "{state}"\n[identity]\nrequire_consent = true\n')
+    words = "enroll", "Charles", "--stranger", "unknown-1", "--config", config
+
+    with pytest.raises(GalleryError, match="Charles is not enrolled without a consent"):
+        run(app, *words)
+    run(app, *words, "--consent", "form 8")
+    assert "form 8" in run(app, "people", "--state", state)
+
+
 def test_an_empty_gallery_says_how_to_begin(app: typer.Typer, tmp_path: Path) -> None:
     assert "visaged enroll NAME PHOTO" in run(app, "people", "--state", tmp_path / "new")
 
