@@ -87,7 +87,7 @@ def enroll(
     elif stranger:
         with _gallery(config, state) as gallery:
             check_note(consent)
-            if _requires_consent(config):
+            if requires_consent(config):
                 check_consent(gallery, name, consent, time.time())
             gallery.name_stranger(stranger, name, consent=consent)
             note(gallery.folder, "enrol", person=gallery.number_of(name), detail="a stranger")
@@ -348,7 +348,8 @@ def _outline(config: Path | None) -> Outline:
     return load_outline(file) if file else Outline()
 
 
-def _requires_consent(config: Path | None) -> bool:
+def requires_consent(config: Path | None) -> bool:
+    """Return whether the configuration asks for a consent with every name."""
     from ..daemon.config import find_config
 
     return find_config(config).identity.require_consent
