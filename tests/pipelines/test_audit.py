@@ -1,7 +1,9 @@
 """The audit log: what it holds, and which hands in it are noticed."""
 
+import fcntl
 import multiprocessing
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 from visaged.pipelines.audit import note, read_chain
@@ -50,20 +52,26 @@ def test_a_line_whose_writer_died_is_named_and_does_not_break_what_follows(tmp_p
     assert len(chain.problems) == 1 and "line 4 is not whole" in chain.problems[0]
 
 
-def note_many(state: Path) -> None:
+def note_many(state: Path, start: Barrier) -> None:
+    start.wait(60)
     for person in range(25):
         note(state, "enrol", person=person)
 
 
-def test_processes_that_write_at_once_make_one_chain(tmp_path: Path) -> None:
-    writers = [SPAWN.Process(target=note_many, args=(tmp_path,)) for _ in range(2)]
-    for writer in writers:
+def test_a_process_waits_for_another_that_is_writing(tmp_path: Path) -> None:
+    start = SPAWN.Barrier(2)
+    filled(tmp_path)
+    writer = SPAWN.Process(target=note_many, args=(tmp_path, start))
+    with (tmp_path / "audit.log").open("ab") as ours:
+        fcntl.flock(ours, fcntl.LOCK_EX)
         writer.start()
-    for writer in writers:
-        writer.join(60)
+        start.wait(60)
+        writer.join(0.3)
+        n_while_locked = len(read_chain(tmp_path).deeds)
+    writer.join(60)
     chain = read_chain(tmp_path)
 
-    assert len(chain.deeds) == 50 and not chain.problems
+    assert n_while_locked == 4 and len(chain.deeds) == 29 and not chain.problems
 
 
 def test_what_cannot_be_written_is_an_error_in_the_log(
