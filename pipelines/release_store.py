@@ -31,12 +31,16 @@ LEAVING = ".leaving-"  # folders that are no release any more
 
 
 class About(Struct, frozen=True, kw_only=True):
-    """Where a release is from: when it was made (seconds since 1970), out of which, from what data."""
+    """Where a release is from: when it was made (seconds since 1970), out of which, from what data.
+
+    `samples` are the ids of those that it learned from: whoever is forgotten is found by them.
+    """
 
     made_at: float
     parent: str = ""
     data: str = ""
     note: str = ""
+    samples: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ DOORS = {  # a heavy dependency and the only modules that may import it
         "pipelines/importers/dlib_onnx.py",
         "pipelines/importers/halved.py",
         "pipelines/importers/keras_h5.py",
+        "pipelines/importers/onnx_head.py",
         "pipelines/model_store.py",
         "pipelines/engines/precision.py",
         "pipelines/learning/exporter.py",
@@ -31,7 +32,12 @@ DOORS = {  # a heavy dependency and the only modules that may import it
     "captum": {"pipelines/learning/"},
     "kornia": {"pipelines/learning/"},
     "matplotlib": {"pipelines/learning/plots.py"},
-    "torch": {"pipelines/learning/", "tools/bench_gpu.py", "tools/train_emotion.py"},
+    "torch": {
+        "pipelines/learning/",
+        "pipelines/loop/rehearsal.py",
+        "tools/bench_gpu.py",
+        "tools/train_emotion.py",
+    },
     "usearch": {"pipelines/identity/template_index.py"},
     "zmq": {"daemon/sockets.py"},
 }
