@@ -1,7 +1,7 @@
 """The life of every process: `python -m visaged.daemon.lifecycle NAME --config FILE`.
 
-NAME is `infer`, `capture@CAMERA`, `supervisor` or `build`. systemd units and the supervisor start the same
-command. What is the same for all is here: logging, signals, metrics, exit codes and the only
+NAME is `infer`, `capture@CAMERA`, `learn`, `supervisor` or `build`. systemd units and the supervisor start
+the same command. What is the same for all is here: logging, signals, metrics, exit codes and the only
 `except Exception`. The work is in functions that are imported late, so that each process loads only what
 it needs:
 
@@ -9,11 +9,13 @@ it needs:
                         notifier: Notifier) -> int
     infer.run_infer(config: Config, metrics: InferMetrics, stop: Event, build: Sequence[str],
                     notifier: Notifier) -> int
+    learn.run_learn(config: Config, metrics: LearnMetrics, stop: Event, notifier: Notifier) -> int
     builder.run_build(config: Config, stop: Event) -> int
     supervisor.run_supervisor(outline: Outline, file: Path, metrics: SupervisorMetrics, stop: Event) -> int
 
 They return the exit code, soon (within process_table.STOP_S) after `stop` is set, or by themselves when
-there is nothing more to do: a capture at the end of its file, infer when every camera said that it ended.
+there is nothing more to do: a capture at the end of its file, infer when every camera said that it ended,
+learn where it is off.
 
 Exit codes: 0 finished or asked to stop; 1 failed, a restart may help; 78 the configuration is wrong, it
 will not. SIGHUP reads `[logging]` again. Where systemd asks, it hears of all this (`notify.py`). Threads: one
@@ -34,7 +36,7 @@ from pathlib import Path
 
 from ..pipelines.errors import ConfigError, VisagedError
 from . import logs
-from .metrics import CaptureMetrics, InferMetrics, SupervisorMetrics
+from .metrics import CaptureMetrics, InferMetrics, LearnMetrics, SupervisorMetrics
 from .notify import Notifier
 from .outline import Outline, load_outline, prepare_folder, require_cameras
 from .process_table import Process, command, processes
@@ -51,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="visaged.daemon.lifecycle", description="Run one process of visaged."
     )
-    parser.add_argument("name", help="infer, capture@CAMERA, supervisor or build")
+    parser.add_argument("name", help="infer, capture@CAMERA, learn, supervisor or build")
     parser.add_argument("--config", type=Path, required=True, help="the TOML file")
     parser.add_argument("--parent", type=int, default=0, help="end when this process does")
     options = parser.parse_args(arguments)
@@ -109,6 +111,14 @@ def run(name: str, outline: Outline, file: Path, stop: threading.Event, notifier
             return run_capture(outline, camera, capture_metrics, stop, notifier)
 
     from .config import load_config
+
+    if process.row.kind == "learn":
+        from .learn import run_learn
+
+        with LearnMetrics(name) as learn_metrics:
+            learn_metrics.serve(outline.metrics, process.port_offset)
+            return run_learn(load_config(file), learn_metrics, stop, notifier)
+
     from .infer import run_infer
 
     require_cameras(outline, file)
@@ -126,7 +136,7 @@ def find_process(name: str, outline: Outline, file: Path) -> Process:
     Raises:
         ConfigError: there is none; a camera may be missing in the configuration.
     """
-    table = processes([camera.name for camera in outline.camera])
+    table = processes([camera.name for camera in outline.camera], learns=True)
     for process in table:
         if process.name == name:
             return process

@@ -22,25 +22,27 @@ class Row:
     stop_order: int  # smaller stops first
     waits_for: str  # channel that must be served before its first start; "": none
     nice: int
+    serves: bool = True  # frames are lost without it; else the daemon goes on when it ends
 
 
 TABLE = (
-    #   kind       per camera  port  stops  waits for   nice
+    #   kind       per camera  port  stops  waits for   nice  serves
     Row("infer",   False,      1,    1,     "",         0),
     Row("capture", True,       10,   0,     "control",  0),  # no frames before somebody can look at them
+    Row("learn",   False,      2,    0,     "control",  19, False),
 )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """One process to run: `name` is `infer` or `capture@CAMERA`."""
+    """One process to run: `name` is `infer`, `capture@CAMERA` or `learn`."""
 
     name: str
     row: Row
     port_offset: int
 
 
-def processes(cameras: list[str]) -> list[Process]:
+def processes(cameras: list[str], *, learns: bool = False) -> list[Process]:
     """Return the processes for `cameras`, in the order in which they are started."""
     rows: list[Process] = []
     for row in TABLE:
@@ -48,7 +50,7 @@ def processes(cameras: list[str]) -> list[Process]:
             rows += [
                 Process(f"{row.kind}@{name}", row, row.port_offset + i) for i, name in enumerate(cameras)
             ]
-        else:
+        elif row.serves or learns:
             rows.append(Process(row.kind, row, row.port_offset))
     return rows
 

@@ -21,7 +21,7 @@ from ..pipelines.errors import VisagedError
 
 SOURCE = Path(__file__).resolve().parents[1] / "systemd"
 SHIPPED_PYTHON = "/opt/visaged/.venv/bin/python"  # in the units as they are shipped
-UNITS = ("visaged.target", "visaged-infer.service", "visaged-capture@.service")
+UNITS = ("visaged.target", "visaged-infer.service", "visaged-capture@.service", "visaged-learn.service")
 FILES = {
     **{unit: f"/etc/systemd/system/{unit}" for unit in UNITS},
     "sysusers.d/visaged.conf": "/etc/sysusers.d/visaged.conf",

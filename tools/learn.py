@@ -21,6 +21,7 @@ from ..pipelines.loop.progress import Progress, read_progress
 from ..pipelines.loop.report import Estimate, Report, last_report
 from ..pipelines.loop.sample_store import SampleStore
 from ..pipelines.model_store import ModelStore
+from .learn_identity import identity
 
 PREDICTOR = "shape_predictor_5_face_landmarks.dat"
 WATCH_S = 0.5
@@ -29,6 +30,7 @@ TUNE_PER_CLASS, N_HOLD_OUT = 40, 1000
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="The TOML file.")]
 
 app = typer.Typer(help="Learn from labelled samples; watch it; prepare it.")
+app.command()(identity)
 
 
 @app.callback(invoke_without_command=True)

@@ -60,7 +60,7 @@ def look(rgb: U8, emotion: str, seed: int) -> tuple[U8, F32]:
 def state(
     astronaut: U8, make_sighting: MakeSighting, store: ModelStore, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """Flagged samples of people, and a base memory of fifty looks in daylight."""
+    """Flagged samples of people, and a base memory of features made up."""
     folder = tmp_path_factory.mktemp("state")
     with SampleStore(folder) as samples:
         for n in range(N_SAMPLES):
