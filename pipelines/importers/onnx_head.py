@@ -53,6 +53,14 @@ def with_layers(data: bytes, layers: Layers) -> bytes:
     return written
 
 
+def hidden_of(layers: Layers, features: F32) -> F32:
+    """Return `(N, U)`: what the last layer reads of `(N, F)` features."""
+    values = features
+    for weights, bias in layers[:-1]:
+        values = np.maximum(values @ weights + bias, 0)
+    return values
+
+
 def trunk_of(data: bytes) -> bytes:
     """Return the part of the ONNX file `data` up to the head: outputs `embedding` and `features`."""
     return _extract(data, None, ["embedding", FEATURES])

@@ -17,7 +17,6 @@ DOUBT = 0.15  # share of a single person's word that goes to what the committee 
 N_FOLDS = 5
 MIN_TO_DOUBT = 5  # labels of a class below which nothing can be said about any of them
 MAX_SUSPECT = 0.25
-PROJECTED = 256  # random directions of the features that the judge looks at: thousands would fit anything
 
 
 def soft_targets(labels: I64, committee: F32) -> F32:
@@ -47,7 +46,7 @@ def find_suspects(features: F32, labels: I64, groups: Text, n_classes: int) -> B
     made the daemon wrong, they would contradict everybody who says so.
 
     Args:
-        features: `(N, F)`.
+        features: `(N, F)`, few: hundreds of labels cannot judge by thousands of features.
         labels: `(N,)` classes.
         groups: `(N,)` names; one group is on one side of a fold.
         n_classes: K.
@@ -72,9 +71,8 @@ def find_suspects(features: F32, labels: I64, groups: Text, n_classes: int) -> B
 def _out_of_fold(features: F32, labels: I64, groups: Text, n_classes: int) -> F32:
     """Return `(N, K)` probabilities for each face by a head fitted on other groups."""
     random = np.random.default_rng(0)
+    random = np.random.default_rng(0)
     seen = (features - features.mean(axis=0)) / (features.std(axis=0) + np.float32(1e-3))
-    if seen.shape[1] > PROJECTED:
-        seen = seen @ random.normal(0, seen.shape[1] ** -0.5, (seen.shape[1], PROJECTED)).astype(np.float32)
     targets = np.eye(n_classes, dtype=np.float32)[labels]
     names = random.permutation(np.unique(groups))
     fold_of = dict(zip(names, np.arange(len(names)) % N_FOLDS, strict=True))

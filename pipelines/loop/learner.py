@@ -122,7 +122,7 @@ class _Round:
         )
         if lesson is None:
             return None
-        lesson = doubt(lesson)
+        lesson = doubt(lesson, self._layers)
         new = lesson.softened(lesson.new())
         if len(new) < self._config.min_samples:
             return self._report(lesson, f"{len(new)} corrected samples to learn from are too few")

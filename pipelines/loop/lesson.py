@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from ..cropper import Cropper
 from ..errors import SampleError
+from ..importers.onnx_head import Layers, hidden_of
 from ..message import EMOTIONS
 from ..registry import ChipRecipe
 from .label_noise import find_suspects, soft_targets
@@ -140,12 +141,15 @@ def look_at(
     )
 
 
-def doubt(lesson: Lesson) -> Lesson:
-    """Return the lesson with those training labels marked that the other samples contradict."""
+def doubt(lesson: Lesson, layers: Layers) -> Lesson:
+    """Return the lesson with those training labels marked that the other samples contradict.
+
+    They are judged by what the last of the head's `layers` reads: a hundred numbers that are about emotions.
+    """
     suspects = np.zeros(len(lesson.samples), bool)
     train = np.flatnonzero(lesson.labelled("train"))
     suspects[train] = find_suspects(
-        lesson.features[train],
+        hidden_of(layers, lesson.features[train]),
         lesson.labels[train],
         lesson.groups[train],
         len(EMOTIONS),

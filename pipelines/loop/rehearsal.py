@@ -43,7 +43,7 @@ class Schedule:
 
     max_steps: int = 200
     batch: int = 32
-    rate: float = 1e-3
+    rate: float = 3e-4
     decay: float = 0.01
     input_dropout: float = 0.2
     replay: float = 0.5

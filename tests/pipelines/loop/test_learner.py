@@ -44,6 +44,7 @@ MakeSighting = Callable[..., Sighting]
 
 N_SAMPLES = 48
 LANDMARKS = np.array([[270, 118], [250, 117], [198, 122], [218, 120], [228, 158]], np.float32)
+MISTAKEN = range(3, N_SAMPLES, 12)
 CONFIG = LearningConfig(min_samples=5, max_steps=60)
 
 
@@ -66,9 +67,10 @@ def state(
         for n in range(N_SAMPLES):
             emotion = ("anger", "sadness")[n % 2]
             chip, marks = look(astronaut, emotion, n)
+            said = ("anger", "sadness")[(n + 1) % 2] if n in MISTAKEN else emotion
             person = Identity(state="known", person=f"person {n // 2}", distance=0.3, margin=0.4)
             seen = make_sighting(n, track=n, chip=chip, landmarks=marks, identity=person)
-            samples.add(seen, Source.USER, Label(emotion=emotion, is_face=True))
+            samples.add(seen, Source.USER, Label(emotion=said, is_face=True))
     data = store.ensure("face-resnet").read_bytes()
     features = np.random.default_rng(0).uniform(0, 0.2, (90, layers_of(data)[0][0].shape[0])).astype("f4")
     logits = EmotionHead((), layers_of(data), ()).logits(features)
@@ -136,6 +138,18 @@ def test_flagged_samples_become_a_candidate_that_is_served(
     assert 0 < len(learned) < N_SAMPLES // 2, "nobody is held out"
     assert last_report(state / "learning") == report
     assert list((state / "learning").glob("*.pt")) == []
+
+
+def test_labels_in_doubt_are_the_mistaken_ones_and_are_not_learned_from(state: Path, whole: Whole) -> None:
+    with SampleStore(state) as samples:
+        seq_of = {sample.id: sample.seq for sample in samples.samples()}
+    learned = {seq_of[id] for id in ReleaseStore(state).get(whole.report.release).about.samples}
+    doubted = {seq_of[id] for id in whole.report.suspects}
+
+    assert doubted & set(MISTAKEN), "no mistake was found"
+    assert len(doubted - set(MISTAKEN)) <= 2
+    assert not learned & doubted
+    assert len(seq_of) == N_SAMPLES, "a sample in doubt was deleted"
 
 
 def test_only_the_head_changes_and_int8_still_fits(state: Path, champion: Champion, whole: Whole) -> None:

@@ -30,6 +30,7 @@ pytestmark = pytest.mark.torch
 from visaged.pipelines.loop.rehearsal import Schedule, Step, Taught, rehearse  # noqa: E402
 
 BASE, SITE = two_places()
+TOY = Schedule(rate=1e-3)  # 32 hidden units on 64 features: weights move more than in the real head
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def taught(
     memory = remembered(*BASE.faces(200, 4)) if remembers else nothing(N_FEATURES, N_CLASSES)
     tune = remembered(*SITE.faces(40, 5))
     tune = tune.beside(remembered(*BASE.faces(40, 6))) if remembers else tune
-    return rehearse(champion, (new, memory, tune), Schedule(), folder / "checkpoint.pt", ask)
+    return rehearse(champion, (new, memory, tune), TOY, folder / "checkpoint.pt", ask)
 
 
 def head(done: Taught | None) -> Layers:
@@ -95,7 +96,7 @@ def test_sixty_noisy_flags_teach_the_site_and_memory_keeps_the_base(
     assert gain >= 0.10
     assert drop <= 0.02
     assert naive_drop > max(0.02, drop + 0.02)
-    assert seconds < 60
+    assert seconds < 300
 
 
 def die(step: Step) -> bool:
