@@ -7,10 +7,13 @@ with Subscriber("ipc:///run/visaged/results.ipc", cameras=["door"], timeout_s=5)
         for face in result.faces:
             print(result.camera, face.track, face.identity.person, face.emotion.label)
     print(results.n_lost, "results were lost")
+
+From another machine: Subscriber("tcp://10.0.0.5:5560", key=Path("laptop.key")), see docs/security.md.
 """
 
 import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -19,6 +22,7 @@ import numpy.typing as npt
 from ..pipelines import message
 from ..pipelines.errors import MessageError
 from ..pipelines.message import TOPIC_PREFIX, CameraEnded, FaceFrame, Result, topic_of
+from .keys import read_client
 from .sockets import ResultsSubscriber
 
 F32 = npt.NDArray[np.float32]
@@ -37,17 +41,22 @@ class Subscriber:
         endpoint: str,
         cameras: Iterable[str] | None = None,
         *,
+        key: Path | None = None,
         timeout_s: float | None = None,
         is_strict: bool = False,
     ) -> None:
         """Follow `cameras` (None: all) of the daemon at `endpoint`.
 
+        `key` is the file that the daemon's operator made for this client; `tcp://` endpoints need one.
         Iteration ends after `timeout_s` without a message (None: never). With `is_strict` a malformed
         message raises MessageError instead of being counted.
+
+        Raises:
+            ConfigError: `key` cannot be read, or others can read it.
         """
         self._cameras = None if cameras is None else frozenset(cameras)
         topics = [TOPIC_PREFIX.encode()] if self._cameras is None else map(topic_of, sorted(self._cameras))
-        self._socket = ResultsSubscriber(endpoint, topics)
+        self._socket = ResultsSubscriber(endpoint, topics, read_client(key) if key else None)
         self._timeout_s = timeout_s
         self._is_strict = is_strict
         self._last: dict[str, tuple[str, int]] = {}  # camera -> run, seq
@@ -66,11 +75,17 @@ class Subscriber:
         """How many runs of the daemon were seen."""
         return len(self._runs)
 
+    @property
+    def trouble(self) -> str:
+        """Why there is no connection to a `tcp://` endpoint, in a sentence; else empty."""
+        return self._socket.trouble
+
     def receive(self, timeout_s: float | None = None) -> tuple[Result, F32] | None:
         """Return the next message, of any kind, with its `(n, D)` embeddings; None after `timeout_s`.
 
         Raises:
             MessageError: `is_strict` and the message was malformed.
+            VisagedError: the daemon does not let this client in, or no longer.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:

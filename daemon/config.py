@@ -15,9 +15,10 @@ from ..pipelines.identity.identity import IdentityConfig
 from ..pipelines.loop.flag_policy import FlagsConfig
 from ..pipelines.loop.sample import SamplesConfig
 from ..pipelines.tracker import TrackerConfig
+from ..pipelines.trial import PromotionConfig
 from . import toml_file
 from .outline import Outline, check_names
-from .publisher import PublisherConfig, check_endpoint
+from .remote import check_remote
 
 
 class Config(Outline, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -33,12 +34,12 @@ class Config(Outline, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which networks look at a face."""
     identity: IdentityConfig = IdentityConfig()
     """How a face is given a name."""
+    promotion: PromotionConfig = PromotionConfig()
+    """How new releases are tried."""
     flags: FlagsConfig = FlagsConfig()
     """Which faces the daemon keeps on its own."""
     samples: SamplesConfig = SamplesConfig()
     """What is kept of flagged faces, and for how long."""
-    publisher: PublisherConfig = PublisherConfig()
-    """Where results go."""
 
     @property
     def stages(self) -> StageConfigs:
@@ -63,7 +64,7 @@ def load_config(path: Path | None) -> Config:
     config = toml_file.decode(toml_file.read_file(path), Config, str(path))
     check_names([camera.name for camera in config.camera], str(path))
     try:
-        check_endpoint(config.publisher)
+        check_remote(config.remote)
         check_members(config.ensemble)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error

@@ -7,13 +7,15 @@ A request is one MessagePack map with its `op`; the answer is `done` with what w
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar, cast
+from typing import Annotated, Any, Literal, Self, TypeVar, cast
 
 import msgspec
 from msgspec import Meta, Struct
 
 from ..pipelines.errors import VisagedError
 from ..pipelines.loop.said import Said
+from .curve import ClientKey
+from .keys import Role
 from .sockets import MAX_CONTROL_BYTES, ControlServer, ControlSocket, Request
 
 log = logging.getLogger(__name__)
@@ -37,6 +39,20 @@ class EnrolTrack(Struct, frozen=True, kw_only=True, tag="enrol_track", tag_field
     name: Annotated[str, Meta(min_length=1, max_length=100)]
 
 
+class Promote(Struct, frozen=True, kw_only=True, tag="promote", tag_field="op"):
+    """Bring a release into service, stage by stage, without those in `skip`."""
+
+    release: Annotated[str, Meta(min_length=1, max_length=64)]
+    skip: tuple[Literal["gates", "shadow", "canary"], ...] = ()
+    why: Annotated[str, Meta(max_length=200)] = ""
+
+
+class RollBack(Struct, frozen=True, kw_only=True, tag="roll_back", tag_field="op"):
+    """Take back the release on trial; none is: the one that serves."""
+
+    why: Annotated[str, Meta(max_length=200)] = ""
+
+
 class Flag(Said, frozen=True, kw_only=True, tag="flag", tag_field="op"):
     """Keep the face of `track` of `camera` as the results of frame `seq` show it, with what people say of it.
 
@@ -48,8 +64,14 @@ class Flag(Said, frozen=True, kw_only=True, tag="flag", tag_field="op"):
     seq: Annotated[int, Meta(ge=1)] | None = None
 
 
-Order = Ping | Status | EnrolTrack | Flag
-OPS = ("ping", "status", "enrol_track", "flag")
+Order = Ping | Status | EnrolTrack | Promote | RollBack | Flag
+OPS = ("ping", "status", "enrol_track", "promote", "roll_back", "flag")
+ROLES: dict[type[Struct], Role] = {  # what a client on another machine needs; not listed: admin
+    Ping: Role.SUBSCRIBE,
+    Status: Role.SUBSCRIBE,
+    EnrolTrack: Role.ENROL,
+    Flag: Role.FLAG,
+}
 
 
 class Done(Struct, frozen=True, kw_only=True, tag="done", tag_field="answer"):
@@ -64,7 +86,7 @@ class Refused(Struct, frozen=True, kw_only=True, tag="refused", tag_field="answe
     sentence: str
 
 
-OrderKind = TypeVar("OrderKind", Ping, Status, EnrolTrack, Flag)
+OrderKind = TypeVar("OrderKind", Ping, Status, EnrolTrack, Promote, RollBack, Flag)
 Later = Callable[[], dict[str, Any] | None]
 """Gives the values once they are there, None until then; a VisagedError it raises becomes the refusal."""
 Handler = Callable[[Any], dict[str, Any] | Later]
@@ -73,6 +95,34 @@ _encoder = msgspec.msgpack.Encoder()
 _orders = msgspec.msgpack.Decoder(Order)
 _answers = msgspec.msgpack.Decoder(Done | Refused)
 _tag_probe = msgspec.msgpack.Decoder(dict[str, Any])
+
+
+class OrderError(VisagedError):
+    """A request is no order; `reason` is what it is counted under."""
+
+    def __init__(self, reason: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.reason = reason
+
+
+def decode_order(body: bytes) -> Order:
+    """Return the order in the `body` of a request.
+
+    Raises:
+        OrderError: oversized, malformed or unknown.
+    """
+    if len(body) > MAX_CONTROL_BYTES:
+        raise OrderError("oversized", f"request of {len(body)} bytes, allowed are {MAX_CONTROL_BYTES}")
+    try:
+        order: Order = _orders.decode(body)
+    except msgspec.DecodeError as error:
+        raise OrderError(*_explain(body, error)) from error
+    return order
+
+
+def refusal(sentence: str) -> bytes:
+    """Return the answer to an order that is not carried out."""
+    return _encoder.encode(Refused(sentence=sentence))
 
 
 class Control:
@@ -128,12 +178,10 @@ class Control:
         return False
 
     def _answer(self, body: bytes) -> Done | Refused | Later:
-        if len(body) > MAX_CONTROL_BYTES:
-            return self._refuse("oversized", f"request of {len(body)} bytes, allowed are {MAX_CONTROL_BYTES}")
         try:
-            order = _orders.decode(body)
-        except msgspec.DecodeError as error:
-            return self._refuse(*_explain(body, error))
+            order = decode_order(body)
+        except OrderError as error:
+            return self._refuse(error.reason, str(error))
         handler = self._handlers.get(type(order))
         if handler is None:
             return self._refuse("unknown_op", f"this daemon does not answer {type(order).__name__} yet")
@@ -157,9 +205,9 @@ class Control:
 class ControlClient:
     """Asks the running daemon. Owned by the thread that made it."""
 
-    def __init__(self, runtime: Path) -> None:
-        """Connect to the daemon whose runtime folder is `runtime`."""
-        self._socket = ControlSocket(runtime)
+    def __init__(self, where: Path | str, key: ClientKey | None = None) -> None:
+        """Connect to the daemon whose runtime folder is `where`, or with a `key` to `tcp://HOST:PORT`."""
+        self._socket = ControlSocket(where, key)
 
     def request(self, order: Order, timeout_s: float = 5.0) -> dict[str, Any]:
         """Return what the daemon answers to `order`.

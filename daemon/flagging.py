@@ -7,14 +7,15 @@ picks itself go the same way, but are dropped and counted when the disk is slow.
 import contextlib
 import logging
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
 import msgspec
 
+from ..pipelines.answer import Answer
 from ..pipelines.assembly import Stages
 from ..pipelines.errors import SampleError, VisagedError
-from ..pipelines.inference import Answer
 from ..pipelines.loop.flag_policy import REMEMBERED, FlagPolicy
 from ..pipelines.loop.recent_faces import RecentFaces
 from ..pipelines.loop.said import label_of, teach
@@ -36,13 +37,19 @@ EXPIRE_EVERY_S = 60.0
 class Flagging:
     """Everything about flags that the inference process owns. Belongs to the inference thread."""
 
-    def __init__(self, config: Config, stages: Stages, metrics: InferMetrics) -> None:
-        """Open the sample store.
+    def __init__(
+        self,
+        config: Config,
+        stages: Stages,
+        metrics: InferMetrics,
+        on_correction: Callable[[str, int], None] = lambda camera, track: None,
+    ) -> None:
+        """Open the sample store; `on_correction(camera, track)` hears of every emotion that was wrong.
 
         Raises:
             StoreError: it cannot be opened.
         """
-        self._stages, self._metrics = stages, metrics
+        self._stages, self._metrics, self._on_correction = stages, metrics, on_correction
         self._cameras = {camera.name: camera for camera in config.camera}
         self._recent = RecentFaces(config.samples)
         self._is_remembering = config.samples.recent_faces > 0
@@ -109,6 +116,8 @@ class Flagging:
             if teach(self._stages.gallery, sample, sighting.embedding):
                 self._stages.identifier.refresh()
             self._count(Source.USER, sighting)
+            if sample.label.emotion not in ("", sample.shown_emotion):
+                self._on_correction(sample.camera, sample.track)
             return {"age_s": (now_ns - sighting.captured_ns) / 1e9, "sample": msgspec.to_builtins(sample)}
 
         return answer
@@ -135,9 +144,8 @@ class Flagging:
             self._expire()
 
     def _sighting(self, camera: CameraConfig, answer: Answer, result: FaceFrame, face: Face) -> Sighting:
-        ensemble, analysis = self._stages.ensemble, answer.analyses[face.track]
+        analysis = answer.analyses[face.track]
         chip, landmarks = cut_sample_chip(answer.frame.rgb, analysis.landmarks)
-        members = dict(zip(ensemble.emotion_members, analysis.members, strict=True))
         return Sighting(
             camera=camera.name,
             track=face.track,
@@ -151,10 +159,10 @@ class Flagging:
             embedding=analysis.embedding if camera.identity else None,
             space=result.embedding_space,
             probabilities=analysis.probabilities if camera.emotion else None,
-            members=members if camera.emotion else {},
+            members=analysis.members if camera.emotion else {},
             disagreement=face.emotion.disagreement,
             identity=face.identity,
-            release=result.release,
+            release=analysis.release,
         )
 
     def _keep(self, sighting: Sighting, source: Source) -> None:

@@ -12,20 +12,20 @@ from typing import Any, Self
 
 import msgspec
 
+from ..pipelines.answer import Answer
 from ..pipelines.assembly import assemble
-from ..pipelines.ensemble import Ensemble
-from ..pipelines.errors import GalleryError, ModelError
-from ..pipelines.inference import Answer, Scan
+from ..pipelines.errors import GalleryError
+from ..pipelines.inference import Scan
 from ..pipelines.message import FaceFrame
-from ..pipelines.release import running_name
 from .config import Config
 from .control import Control, EnrolTrack, Flag, Status
-from .engine_upgrade import EngineUpgrade, retire
+from .engine_upgrade import EngineUpgrade
 from .flagging import Flagging
 from .heartbeat import Heartbeat
 from .intake import Ended, Intake, Taken
 from .metrics import InferMetrics
 from .notify import Notifier
+from .promotion import Promoter
 from .publisher import Publisher
 from .scanner import Scanner
 
@@ -68,8 +68,8 @@ class Inference:
             config.stages, state=paths.state, cache=paths.cache, wheels=paths.wheels, may_wait=False
         )
         self._pipeline = self._stages.pipeline()
-        self._release = running_name(self._stages.release, self._pipeline.ensemble)
         self._upgrade = EngineUpgrade(self._stages, metrics, build)
+        self._promoter = Promoter(self._pipeline, self._stages, self._upgrade, config, metrics, build)
         names = [camera.name for camera in config.camera]
         for camera in config.camera:
             self._pipeline.add_camera(camera.name, identify=camera.identity, feel=camera.emotion)
@@ -78,13 +78,14 @@ class Inference:
         self._intake = Intake(
             names, paths.runtime, paths.shm, lambda camera: metrics.malformed.labels(camera).inc()
         )
-        self._publisher = Publisher(paths.runtime, config.publisher)
-        self._flagging = Flagging(config, self._stages, metrics)
+        self._publisher = Publisher(paths.runtime)
+        self._flagging = Flagging(config, self._stages, metrics, self._promoter.corrected)
         self._control = Control(paths.runtime, lambda why: metrics.control_errors.labels(why).inc())
         self._control.handle(EnrolTrack, self._enrol_track)
         self._control.handle(Status, self._status)
-        self._heartbeat = Heartbeat(notifier or Notifier(), paths.runtime, self._intake.ledgers)
         self._control.handle(Flag, self._flagging.flag)
+        self._promoter.answer_to(self._control)
+        self._heartbeat = Heartbeat(notifier or Notifier(), paths.runtime, self._intake.ledgers)
         self._open = set(names)
         self._told: dict[str, dict[str, int]] = {}
         self._housekeeping_due_s = 0.0
@@ -93,9 +94,10 @@ class Inference:
 
     def serve(self, stop: threading.Event) -> None:
         """Answer frames and requests until `stop` is set or every camera has ended."""
-        log.info("serving release %s to %d cameras", self._release, len(self._open))
+        log.info("serving release %s to %d cameras", self._pipeline.serving.name, len(self._open))
         self._upgrade.start()
-        self._heartbeat.begin(self._release)
+        self._promoter.start()
+        self._heartbeat.begin(self._pipeline.serving.name)
         while self._open and not stop.is_set():
             self._step()
         deadline = time.monotonic() + DRAIN_S
@@ -106,6 +108,7 @@ class Inference:
         """Let go of sockets, rings, engines and gallery."""
         self._scanner.close()
         self._upgrade.close()
+        self._promoter.close()
         self._flagging.close()
         self._control.close()
         self._publisher.close()
@@ -122,8 +125,7 @@ class Inference:
         batch = self._gather()
         if batch:
             self._answer(batch)
-        if (ensemble := self._upgrade.poll()) is not None:
-            self._take_over(ensemble)
+        self._promoter.poll()
         self._metrics.control_requests.inc(self._control.poll())
         if time.monotonic() >= self._housekeeping_due_s:
             self._keep_house()
@@ -179,7 +181,7 @@ class Inference:
         return self._scanner.take(frame.camera)
 
     def _publish(self, taken: Taken, answer: Answer) -> None:
-        frame, ensemble = taken.frame, self._pipeline.ensemble
+        frame, serving = taken.frame, self._pipeline.serving
         height, width = frame.rgb.shape[:2]
         result = self._publisher.publish(
             FaceFrame(
@@ -192,9 +194,9 @@ class Inference:
                 published_ns=0,
                 width=width,
                 height=height,
-                release=self._release,
-                embedding_space=ensemble.embedding_space,
-                embedding_dim=ensemble.embedding_dim,
+                release=serving.name,
+                embedding_space=serving.ensemble.embedding_space,
+                embedding_dim=serving.ensemble.embedding_dim,
                 faces=answer.faces,
                 drops=self._drops_since_last(frame.camera),
                 stages_ms=answer.stages_ms,
@@ -212,20 +214,6 @@ class Inference:
         for stage, ms in result.stages_ms.items():
             self._metrics.stage_seconds.labels(stage).observe(ms / 1e3)
 
-    def _take_over(self, ensemble: Ensemble) -> None:
-        """Go on with `ensemble`: between two batches, so no answer mixes two releases."""
-        try:
-            before = self._pipeline.swap(ensemble)
-        except ModelError as error:
-            log.error("refused new engines: %s", error)
-            retire(ensemble)
-            return
-        retire(before)
-        self._stages.ensemble = ensemble
-        self._release = running_name(self._stages.release, ensemble)
-        self._metrics.swaps.inc()
-        log.info("swapped the engines, serving release %s", self._release)
-
     def _drops_since_last(self, camera: str) -> dict[str, int]:
         dropped = self._intake.ledgers[camera].snapshot().dropped
         told = self._told.get(camera, {})
@@ -241,7 +229,7 @@ class Inference:
         self._housekeeping_due_s = time.monotonic() + HOUSEKEEPING_S
         self._flagging.keep_house(is_gallery_changed=self._stages.identifier.refresh())
         self._metrics.subscribers.set(self._publisher.count_subscriptions())
-        self._heartbeat.beat(self._release)
+        self._heartbeat.beat(self._pipeline.serving.name)
 
     def _enrol_track(self, order: EnrolTrack) -> dict[str, Any]:
         embedding = self._pipeline.embedding_of(order.camera, order.track)
@@ -264,10 +252,11 @@ class Inference:
             for name, s in ((name, ledger.snapshot()) for name, ledger in self._intake.ledgers.items())
         }
         return {
-            "release": self._stages.release.describe() | {"running": self._release},
+            "release": self._stages.serving.release.describe() | {"running": self._stages.serving.name},
             "run": self._publisher.run,
             "engines": msgspec.to_builtins(self._upgrade.engines()),
             "upgrade": self._upgrade.state,
+            "promotion": self._promoter.report(),
             "cameras": cameras,
             **self._flagging.status(),
         }

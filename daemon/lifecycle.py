@@ -1,6 +1,6 @@
 """The life of every process: `python -m visaged.daemon.lifecycle NAME --config FILE`.
 
-NAME is `infer`, `capture@CAMERA`, `learn`, `supervisor` or `build`. systemd units and the supervisor start
+NAME is `infer`, `capture@CAMERA`, `gateway`, `learn`, `supervisor` or `build`. systemd and the supervisor start
 the same command. What is the same for all is here: logging, signals, metrics, exit codes and the only
 `except Exception`. The work is in functions that are imported late, so that each process loads only what
 it needs:
@@ -9,8 +9,9 @@ it needs:
                         notifier: Notifier) -> int
     infer.run_infer(config: Config, metrics: InferMetrics, stop: Event, build: Sequence[str],
                     notifier: Notifier) -> int
+    gateway.run_gateway(outline: Outline, metrics: GatewayMetrics, stop: Event, notifier: Notifier) -> int
     learn.run_learn(config: Config, metrics: LearnMetrics, stop: Event, notifier: Notifier) -> int
-    builder.run_build(config: Config, stop: Event) -> int
+    builder.run_build(config: Config, stop: Event, release: str) -> int
     supervisor.run_supervisor(outline: Outline, file: Path, metrics: SupervisorMetrics, stop: Event) -> int
 
 They return the exit code, soon (within process_table.STOP_S) after `stop` is set, or by themselves when
@@ -36,7 +37,7 @@ from pathlib import Path
 
 from ..pipelines.errors import ConfigError, VisagedError
 from . import logs
-from .metrics import CaptureMetrics, InferMetrics, LearnMetrics, SupervisorMetrics
+from .metrics import CaptureMetrics, GatewayMetrics, InferMetrics, LearnMetrics, SupervisorMetrics
 from .notify import Notifier
 from .outline import Outline, load_outline, prepare_folder, require_cameras
 from .process_table import Process, command, processes
@@ -53,9 +54,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="visaged.daemon.lifecycle", description="Run one process of visaged."
     )
-    parser.add_argument("name", help="infer, capture@CAMERA, learn, supervisor or build")
+    parser.add_argument("name", help="infer, capture@CAMERA, gateway, learn, supervisor or build")
     parser.add_argument("--config", type=Path, required=True, help="the TOML file")
     parser.add_argument("--parent", type=int, default=0, help="end when this process does")
+    parser.add_argument("--release", default="", help="for build: a release that does not serve yet")
     options = parser.parse_args(arguments)
 
     notifier = Notifier.from_environment()
@@ -70,6 +72,8 @@ def main(arguments: list[str] | None = None) -> int:
         can_reload = options.name not in ("supervisor", "build")
         reload = partial(reload_logging, options.name, options.config, notifier) if can_reload else None
         with stop_event(notifier, reload) as stop:
+            if options.name == "build":
+                return build(outline, options.config, stop, options.release)
             return run(options.name, outline, options.config, stop, notifier)
     except VisagedError as error:
         log.error("%s", error)
@@ -83,6 +87,15 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
 
 
+def build(outline: Outline, file: Path, stop: threading.Event, release: str) -> int:
+    """Build the plans that are missing, of `release` where one is named; return the exit code."""
+    from .builder import run_build
+    from .config import load_config
+
+    prepare_folder(outline.paths.runtime, "runtime")
+    return run_build(load_config(file), stop, release)
+
+
 def run(name: str, outline: Outline, file: Path, stop: threading.Event, notifier: Notifier) -> int:
     """Run process `name` until it is done or `stop` is set; return its exit code."""
     prepare_folder(outline.paths.runtime, "runtime")
@@ -93,14 +106,15 @@ def run(name: str, outline: Outline, file: Path, stop: threading.Event, notifier
             metrics.serve(outline.metrics, 0)
             return run_supervisor(outline, file, metrics, stop)
 
-    if name == "build":
-        from .builder import run_build
-        from .config import load_config
-
-        return run_build(load_config(file), stop)
-
     process = find_process(name, outline, file)
     os.nice(process.row.nice)
+    if process.row.kind == "gateway":
+        from .gateway import run_gateway
+
+        with GatewayMetrics(name) as gateway_metrics:
+            gateway_metrics.serve(outline.metrics, process.port_offset)
+            return run_gateway(outline, gateway_metrics, stop, notifier)
+
     limit_opencv_threads()
     if process.row.kind == "capture":
         from .capture import run_capture
@@ -136,7 +150,8 @@ def find_process(name: str, outline: Outline, file: Path) -> Process:
     Raises:
         ConfigError: there is none; a camera may be missing in the configuration.
     """
-    table = processes([camera.name for camera in outline.camera], learns=True)
+    names = [camera.name for camera in outline.camera]
+    table = processes(names, is_remote=outline.remote.is_enabled, learns=True)
     for process in table:
         if process.name == name:
             return process

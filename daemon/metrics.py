@@ -237,6 +237,28 @@ class InferMetrics(Metrics):
         self.swaps = prometheus.Counter(
             "visaged_swaps_total", "Times another ensemble took over between two batches.", registry=registry
         )
+        self.promotion_stage = prometheus.Gauge(
+            "visaged_promotion_stage",
+            "1 for the stage that a release is in: shadow, canary or probation.",
+            ["stage"],
+            registry=registry,
+        )
+        self.trial_faces = prometheus.Counter(
+            "visaged_trial_faces_total", "Faces shown to two releases to compare them.", registry=registry
+        )
+        self.trial_agreement = prometheus.Gauge(
+            "visaged_trial_agreement",
+            "Share of these of which both say the same emotion, in this stage.",
+            registry=registry,
+        )
+        self.rollbacks = prometheus.Counter(
+            "visaged_rollbacks_total", "Releases rolled back, by reason.", ["reason"], registry=registry
+        )
+        self.release_refused = prometheus.Gauge(
+            "visaged_release_refused",
+            "1 while the active release is damaged on disk and another one serves.",
+            registry=registry,
+        )
         self.faces = prometheus.Counter(
             "visaged_faces_total", "Faces published.", ["camera"], registry=registry
         )
@@ -277,6 +299,34 @@ class InferMetrics(Metrics):
             "Control requests refused, by reason.",
             ["reason"],
             registry=registry,
+        )
+
+
+class GatewayMetrics(Metrics):
+    """What the gateway to other machines counts."""
+
+    def __init__(self, process: str = "gateway") -> None:
+        super().__init__(process)
+        registry = self.registry
+        self.connections = prometheus.Counter(
+            "visaged_remote_connections_total", "Connections from other machines.", registry=registry
+        )
+        self.requests = prometheus.Counter(
+            "visaged_remote_requests_total", "Control requests from other machines.", registry=registry
+        )
+        self.refused = prometheus.Counter(
+            "visaged_auth_refused_total",
+            "Connections and requests from other machines refused, by reason.",
+            ["reason"],
+            registry=registry,
+        )
+        self.cuts = prometheus.Counter(
+            "visaged_remote_cuts_total",
+            "Times everybody on an endpoint was disconnected: one lost its right, or there were too many.",
+            registry=registry,
+        )
+        self.subscriptions = prometheus.Gauge(
+            "visaged_remote_subscriptions", "Subscriptions held from other machines.", registry=registry
         )
 
 

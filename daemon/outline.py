@@ -17,6 +17,7 @@ from . import toml_file
 from .camera import CameraConfig
 from .logs import LoggingConfig
 from .metrics import MetricsConfig
+from .remote import RemoteConfig, check_remote
 
 Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
 
@@ -72,6 +73,13 @@ class Outline(Struct, frozen=True, kw_only=True):
     """Prometheus endpoints."""
     logging: LoggingConfig = LoggingConfig()
     """What is logged, and how."""
+    remote: RemoteConfig = RemoteConfig()
+    """Endpoints for other machines."""
+
+    @property
+    def keys(self) -> Path:
+        """The folder of server and client keys."""
+        return self.remote.keys or self.paths.state / "keys"
 
 
 def load_outline(path: Path) -> Outline:
@@ -82,6 +90,10 @@ def load_outline(path: Path) -> Outline:
     """
     outline = toml_file.decode(toml_file.read_file(path), Outline, str(path))
     check_names([camera.name for camera in outline.camera], str(path))
+    try:
+        check_remote(outline.remote)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
     return outline
 
 

@@ -29,23 +29,29 @@ TABLE = (
     #   kind       per camera  port  stops  waits for   nice  serves
     Row("infer",   False,      1,    1,     "",         0),
     Row("capture", True,       10,   0,     "control",  0),  # no frames before somebody can look at them
-    Row("learn",   False,      2,    0,     "control",  19, False),
+    Row("learn",   False,      3,    0,     "control",  19, False),
+    Row("gateway", False,      2,    2,     "control",  5),  # other machines; never at the cost of frames
 )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """One process to run: `name` is `infer`, `capture@CAMERA` or `learn`."""
+    """One process to run: `name` is `infer`, `gateway`, `learn` or `capture@CAMERA`."""
 
     name: str
     row: Row
     port_offset: int
 
 
-def processes(cameras: list[str], *, learns: bool = False) -> list[Process]:
-    """Return the processes for `cameras`, in the order in which they are started."""
+def processes(cameras: list[str], *, is_remote: bool = False, learns: bool = False) -> list[Process]:
+    """Return the processes for `cameras`, in the order in which they are started.
+
+    The gateway is among them when the daemon `is_remote`: serves other machines; learn when it `learns`.
+    """
     rows: list[Process] = []
     for row in TABLE:
+        if row.kind == "gateway" and not is_remote:
+            continue
         if row.per_camera:
             rows += [
                 Process(f"{row.kind}@{name}", row, row.port_offset + i) for i, name in enumerate(cameras)

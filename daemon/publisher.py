@@ -8,57 +8,25 @@ from typing import Self
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from msgspec import Struct
 
 from ..pipelines import message
-from ..pipelines.errors import ConfigError
 from ..pipelines.message import CameraEnded, FaceFrame
 from .sockets import ResultsPublisher
 
 F32 = npt.NDArray[np.float32]
 
 
-class PublisherConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where results go besides the socket `results.ipc` in the runtime folder."""
-
-    endpoint: str = ""
-    """A second endpoint for subscribers on other machines, such as `tcp://10.0.0.5:5560`. Default: none."""
-    allow_plaintext_tcp: bool = False
-    """Must be true for a `tcp://` endpoint: whoever can reach the port reads every face, unencrypted."""
-
-
-def check_endpoint(config: PublisherConfig) -> None:
-    """Refuse an endpoint that would publish faces in the clear without having been asked to.
-
-    Raises:
-        ConfigError: not `tcp://` or `ipc://`, or plain `tcp://` without `allow_plaintext_tcp`.
-    """
-    if not config.endpoint:
-        return
-    if not config.endpoint.startswith(("tcp://", "ipc://")):
-        raise ConfigError(
-            f"[publisher] endpoint {config.endpoint!r} must start with tcp:// or ipc://, as tcp://10.0.0.5:5560"
-        )
-    if config.endpoint.startswith("tcp://") and not config.allow_plaintext_tcp:
-        raise ConfigError(
-            f"[publisher] endpoint {config.endpoint} would send faces unencrypted; "
-            f"use the ipc socket, or set allow_plaintext_tcp = true if the network is yours alone"
-        )
-
-
 class Publisher:
     """Numbers and sends results. Owned by the inference thread."""
 
-    def __init__(self, runtime: Path, config: PublisherConfig | None = None) -> None:
-        """Bind in `runtime`, an existing folder, and to the configured endpoint.
+    def __init__(self, runtime: Path) -> None:
+        """Bind in `runtime`, an existing folder.
 
         Raises:
-            ConfigError: the endpoint is refused or in use.
+            ConfigError: another process serves this runtime folder.
         """
-        config = config or PublisherConfig()
-        check_endpoint(config)
         self.run = secrets.token_hex(8)
-        self._socket = ResultsPublisher(runtime, config.endpoint)
+        self._socket = ResultsPublisher(runtime)
         self._seq: dict[str, int] = {}
 
     def publish(self, draft: FaceFrame, embeddings: F32 | None = None) -> FaceFrame:

@@ -17,6 +17,15 @@ import zmq
 from ..pipelines.errors import ConfigError, VisagedError
 from ..pipelines.message import MAX_EMBEDDINGS_BYTES, MAX_HEADER_BYTES
 from .channels import CHANNELS, endpoint_of, is_listening
+from .curve import (
+    HEARTBEAT_MS,
+    HEARTBEAT_TIMEOUT_MS,
+    ClientKey,
+    ClientMonitor,
+    Trouble,
+    encrypt_client,
+    explain,
+)
 
 LINGER_MS = 200  # a closing socket may flush for this long
 MAX_DESCRIPTOR_BYTES = 1 << 16
@@ -29,8 +38,14 @@ DISCONNECT_CONTROL_BYTES = 1 << 20  # over this ZeroMQ disconnects the sender
 class _Owner:
     """One socket, closed once. Owned by the thread that made it."""
 
-    def __init__(self, kind: int, depth: int, max_receive_bytes: int) -> None:
-        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(kind)
+    def __init__(
+        self,
+        kind: int,
+        depth: int,
+        max_receive_bytes: int,
+        context: "zmq.Context[zmq.Socket[bytes]] | None" = None,
+    ) -> None:
+        self._socket: zmq.Socket[bytes] = (context or zmq.Context.instance()).socket(kind)
         self._files: list[Path] = []  # socket files we bound
         self._socket.setsockopt(zmq.SNDHWM, depth)
         self._socket.setsockopt(zmq.RCVHWM, depth)
@@ -155,18 +170,16 @@ class FramesReader:
 class ResultsPublisher(_Owner):
     """The infer end of channel "results". A slow or dead subscriber loses messages, nobody else does."""
 
-    def __init__(self, runtime: Path, extra_endpoint: str = "") -> None:
-        """Bind under `runtime` and, where given, to `extra_endpoint`.
+    def __init__(self, runtime: Path) -> None:
+        """Bind under `runtime`.
 
         Raises:
-            ConfigError: the endpoint is in use or malformed.
+            ConfigError: another process serves this runtime folder, or the path is too long.
         """
         endpoint = endpoint_of(runtime, "results")
         super().__init__(zmq.XPUB, CHANNELS["results"].depth, MAX_SUBSCRIPTION_BYTES)
         self._socket.setsockopt(zmq.XPUB_VERBOSER, 1)  # every (un)subscription, not only first and last
         self._bind(endpoint)
-        if extra_endpoint:
-            self._bind(extra_endpoint)
         self._subscriptions = 0
 
     def send(self, parts: list[bytes]) -> None:
@@ -186,10 +199,66 @@ class ResultsPublisher(_Owner):
                 self._subscriptions = max(0, self._subscriptions - 1)
 
 
-class ResultsSubscriber(_Owner):
+class _Client(_Owner):
+    """An end that connects, encrypted where it has a key, and can say why it is not connected."""
+
+    _monitor: ClientMonitor | None = None
+
+    def _connect_as(self, endpoint: str, key: ClientKey | None) -> None:
+        self._endpoint, self._key = endpoint, key
+        if endpoint.startswith("tcp://"):
+            self._monitor = ClientMonitor(self._socket)
+            self._socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+            self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
+        if key is not None:
+            encrypt_client(self._socket, key)
+        self._connect(endpoint)
+
+    @property
+    def trouble(self) -> str:
+        """Why there is no connection, in a sentence; empty when there is one, and for local sockets."""
+        if self._monitor is None:
+            return ""
+        return explain(self._monitor.trouble(), self._endpoint, self._key)
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether the other side knows us and does not let us in: waiting will not help."""
+        return self._monitor is not None and self._monitor.trouble() is Trouble.REFUSED
+
+    def close(self) -> None:
+        """Close the socket; a second call does nothing."""
+        if self._monitor is not None:
+            self._monitor.close()
+        super().close()
+
+    def _wait(self, timeout_ms: int | None) -> bool:
+        """Return whether a message is there within `timeout_ms`.
+
+        Raises:
+            VisagedError: the other side does not let us in.
+        """
+        if self._monitor is None:
+            return bool(self._socket.poll(timeout_ms))
+        deadline = None if timeout_ms is None else time.monotonic() + timeout_ms / 1e3
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._monitor.socket, zmq.POLLIN)
+        while True:
+            left_ms = None if deadline is None else max(0, round((deadline - time.monotonic()) * 1e3))
+            ready = dict(poller.poll(left_ms))
+            if self._socket in ready:
+                return True
+            if self.is_refused:
+                raise VisagedError(self.trouble)
+            if left_ms == 0:
+                return False
+
+
+class ResultsSubscriber(_Client):
     """A client's end of channel "results"."""
 
-    def __init__(self, endpoint: str, topics: Iterable[bytes]) -> None:
+    def __init__(self, endpoint: str, topics: Iterable[bytes], key: ClientKey | None = None) -> None:
         """Connect to `endpoint`, which may come up later, and follow `topics` (prefixes)."""
         super().__init__(zmq.SUB, CHANNELS["results"].depth, MAX_RESULT_BYTES)
         for topic in topics:
@@ -197,11 +266,15 @@ class ResultsSubscriber(_Owner):
         if endpoint.startswith("ipc://"):
             # a client may be there before the daemon: what is published while it waits is lost to it
             self._retry_every(20)
-        self._connect(endpoint)
+        self._connect_as(endpoint, key)
 
     def receive(self, timeout_ms: int | None) -> list[bytes] | None:
-        """Return the parts of the next message, or None after `timeout_ms` (None: wait for ever)."""
-        if not self._socket.poll(timeout_ms):
+        """Return the parts of the next message, or None after `timeout_ms` (None: wait for ever).
+
+        Raises:
+            VisagedError: the daemon does not let this client in.
+        """
+        if not self._wait(timeout_ms):
             return None
         return self._socket.recv_multipart()
 
@@ -247,40 +320,40 @@ class ControlServer(_Owner):
             self._socket.send_multipart([*request.route, body], zmq.NOBLOCK)
 
 
-class ControlSocket(_Owner):
+class ControlSocket(_Client):
     """The operator's end of channel "control"."""
 
-    def __init__(self, runtime: Path) -> None:
-        """Connect to the daemon that serves `runtime`."""
-        endpoint = endpoint_of(runtime, "control")
+    def __init__(self, where: Path | str, key: ClientKey | None = None) -> None:
+        """Connect to the daemon of a runtime folder, or with a `key` to that at `tcp://HOST:PORT`."""
+        endpoint = endpoint_of(where, "control") if isinstance(where, Path) else where
         super().__init__(zmq.DEALER, CHANNELS["control"].depth, DISCONNECT_CONTROL_BYTES)
         self._socket.setsockopt(zmq.LINGER, 0)
-        self._runtime = runtime
+        self._where = where
         self._next_id = 0
-        self._connect(endpoint)
+        self._connect_as(endpoint, key)
 
     def ask(self, body: bytes, timeout_s: float) -> bytes:
         """Return the answer to `body`.
 
         Raises:
-            VisagedError: no answer within `timeout_s`.
+            VisagedError: no answer within `timeout_s`, or the daemon does not let this client in.
         """
         self._next_id += 1
         request_id = self._next_id.to_bytes(8, "little")
         deadline = time.monotonic() + timeout_s
         sentence = (
-            f"no answer from the daemon in {self._runtime} within {timeout_s:g} s; is `visaged run` running?"
+            f"no answer from the daemon in {self._where} within {timeout_s:g} s; is `visaged run` running?"
         )
         try:
             self._socket.send_multipart([request_id, body], zmq.NOBLOCK)
         except zmq.Again as error:
             raise VisagedError(sentence) from error
         while (left_s := deadline - time.monotonic()) > 0:
-            if self._socket.poll(max(1, int(left_s * 1000))):
+            if self._wait(max(1, int(left_s * 1000))):
                 parts = self._socket.recv_multipart()
                 if len(parts) == 2 and parts[0] == request_id:  # else: a late answer to an earlier question
                     return parts[1]
-        raise VisagedError(sentence)
+        raise VisagedError(self.trouble or sentence)
 
 
 def _free_socket_file(path: Path) -> None:

@@ -297,11 +297,16 @@ def run_supervisor(outline: Outline, file: Path, metrics: SupervisorMetrics, sto
     """Run all processes of `outline`; return the exit code. See the module's first lines.
 
     Raises:
-        ConfigError: no camera, or another supervisor runs in the same runtime folder.
+        ConfigError: no camera, no keys for other machines, or another supervisor in the same runtime folder.
         VisagedError: a process failed again and again.
     """
     require_cameras(outline, file)
-    table = processes([camera.name for camera in outline.camera], learns=outline.learning.enabled)
+    if outline.remote.needs_keys:
+        from .keys import KeyStore  # here: it loads ZeroMQ
+
+        KeyStore(outline.keys)  # says what is wrong before anything is started
+    names = [camera.name for camera in outline.camera]
+    table = processes(names, is_remote=outline.remote.is_enabled, learns=outline.learning.enabled)
     with lock_runtime(outline.paths.runtime):
         wait_for_others(outline.paths.runtime)
         remove_leftovers(outline)

@@ -22,3 +22,21 @@ def clahe(chip: U8, clip: float = 2.0, tiles: int = 8) -> U8:
     lab = cv2.cvtColor(chip, cv2.COLOR_RGB2LAB)
     lab[..., 0] = cv2.createCLAHE(clip, (tiles, tiles)).apply(np.ascontiguousarray(lab[..., 0]))
     return cv2.cvtColor(lab, cv2.COLOR_LAB2RGB).astype(np.uint8)
+
+
+def he_blend(chip: U8, share: float = 0.5) -> U8:
+    """Return an `(S, S, 3)` uint8 RGB chip whose luma is blended with its equalised self.
+
+    `share * HE(luma) + (1 - share) * luma`; colour differences stay.
+
+    Args:
+        chip: `(S, S, 3)` uint8 RGB.
+        share: of the equalised luma, 0..1.
+
+    Source: Kuo, Lai, Sarkis, "A compact deep learning model for robust facial expression recognition",
+    CVPR workshops 2018: weighted histogram equalisation.
+    """
+    ycc = cv2.cvtColor(chip, cv2.COLOR_RGB2YCrCb)
+    luma = np.ascontiguousarray(ycc[..., 0])
+    ycc[..., 0] = cv2.addWeighted(cv2.equalizeHist(luma), share, luma, 1 - share, 0)
+    return cv2.cvtColor(ycc, cv2.COLOR_YCrCb2RGB).astype(np.uint8)

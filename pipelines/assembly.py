@@ -11,7 +11,11 @@ from msgspec import Struct
 from .cropper import AnyCropper, Cropper
 from .detector import DetectorConfig, DlibDetector, build_detector
 from .engines.engine import EngineConfig
-from .engines.engine_loader import EngineLoader
+from .engines.engine_loader import LOADING_FACTOR, EngineLoader
+from .engines.hardware import check_head_room, free_memory_bytes
+from .engines.ort_engine import OrtEngine
+from .engines.parity import ParityReport, compare
+from .engines.parity_inputs import parity_inputs
 from .ensemble import Ensemble, EnsembleConfig, build_ensemble, check_members
 from .errors import ModelError
 from .face_reader import PhotoReader
@@ -21,7 +25,9 @@ from .identity.identity import Identifier, IdentityConfig
 from .inference import InferencePipeline
 from .mmod_detector import MmodDetector
 from .model_store import ModelStore, ModelsWith
-from .release import Release, factory_release
+from .promotion import serving_release
+from .registry import tolerances
+from .release import FACTORY, LoadedRelease, factory_release
 from .release_store import ReleaseStore, StoredRelease
 from .tracker import TrackerConfig
 
@@ -47,26 +53,28 @@ class StageConfigs(Struct, frozen=True, kw_only=True):
 class Stages:
     """The loaded networks and the gallery. Owned by the thread that assembled them.
 
-    `ensemble` changes when another takes over; the rest stays.
+    `serving` changes when another release or other engines take over; the rest stays.
     """
 
     detector: DlibDetector
     cropper: AnyCropper
-    ensemble: Ensemble
-    fuser: Fuser
-    release: Release
+    serving: LoadedRelease
     gallery: Gallery
     identifier: Identifier
     loader: EngineLoader
     configs: StageConfigs
+
+    @property
+    def ensemble(self) -> Ensemble:
+        """The networks of the serving release."""
+        return self.serving.ensemble
 
     def pipeline(self) -> InferencePipeline:
         """Return the hot path over these stages."""
         return InferencePipeline(
             self.detector,
             self.cropper,
-            self.ensemble,
-            self.fuser,
+            self.serving,
             self.identifier,
             (self.configs.detector, self.configs.tracker, self.configs.ensemble),
         )
@@ -77,7 +85,7 @@ class Stages:
 
     def close(self) -> None:
         """Free the engines and close the gallery."""
-        self.ensemble.close()
+        self.serving.close()
         self.detector.close()
         self.gallery.close()
 
@@ -111,14 +119,77 @@ def assemble(
     loader = EngineLoader(configs.engine, models, max_batch=configs.ensemble.max_batch)
     if may_wait:
         loader.build_missing(configs.networks)
-    ensemble = build_ensemble(configs.ensemble, loader)
+    serving = load_release(configs.ensemble, loader, stored)
     detector = build_detector(configs.detector, models, lambda: _mmod(loader, cache))
     gallery = Gallery(state)
-    identifier = Identifier(gallery, ensemble.embedding_space, configs.identity)
-    release = stored.release if stored else factory_release(ensemble, configs.ensemble.fusion)
-    fuser = Fuser(release.fusion, stored.heads() if stored else {})
+    identifier = Identifier(gallery, serving.ensemble.embedding_space, configs.identity)
     cropper = _cropper(loader, cache)
-    return Stages(detector, cropper, ensemble, fuser, release, gallery, identifier, loader, configs)
+    return Stages(detector, cropper, serving, gallery, identifier, loader, configs)
+
+
+def load_release(config: EnsembleConfig, loader: EngineLoader, stored: StoredRelease | None) -> LoadedRelease:
+    """Load and warm a release, as `choose_release` gave it; None: the one that `config` makes.
+
+    Raises:
+        ModelError, ConfigError: as `build_ensemble`.
+        ReleaseError: it is damaged.
+    """
+    heads = stored.heads() if stored else {}
+    ensemble = build_ensemble(config, loader)
+    release = stored.release if stored else factory_release(ensemble, config.fusion)
+    key = release.id if stored else FACTORY
+    return LoadedRelease(key, release, ensemble, Fuser(release.fusion, heads))
+
+
+def missing_plans(configs: StageConfigs, state: Path, models: ModelStore) -> list[str]:
+    """Return the members of the release that `configs` name which have no plan for this machine.
+
+    Raises:
+        ModelError, ConfigError, ReleaseError: as `load_beside`.
+    """
+    configs, models, _ = choose_release(configs, state, models)
+    loader = EngineLoader(configs.engine, models, max_batch=configs.ensemble.max_batch)
+    return [name for name in configs.ensemble.members if loader.is_plan_missing(name)]
+
+
+def load_beside(configs: StageConfigs, state: Path, models: ModelStore) -> LoadedRelease:
+    """Load and warm the release that `configs` name, beside the one that serves, and try its plans.
+
+    Raises:
+        ModelError: there is no room for it, or an engine answers otherwise than its network.
+        ConfigError, ReleaseError: as `choose_release`.
+    """
+    configs, models, stored = choose_release(configs, state, models)
+    loader = EngineLoader(configs.engine, models, max_batch=configs.ensemble.max_batch)
+    paths = [models.ensure(name) for name in configs.ensemble.members]
+    need = LOADING_FACTOR * sum(path.stat().st_size for path in paths)
+    check_head_room(need, free_memory_bytes(), f"release {configs.ensemble.release}", "memory")
+    loaded = load_release(configs.ensemble, loader, stored)
+    try:
+        for name, report in parity_of(loaded.ensemble, models).items():
+            if not report.is_within:
+                raise ModelError(f"release {loaded.name}: the engine of {name} is no {name}: {report}")
+    except ModelError:
+        loaded.close()
+        raise
+    return loaded
+
+
+def parity_of(ensemble: Ensemble, models: ModelStore) -> dict[str, ParityReport]:
+    """Return how far every member's plan is from its network in fp32, over the face that is shipped.
+
+    A member that runs from its ONNX file has no plan that could be wrong.
+    """
+    reports = {}
+    for member in (member for member in ensemble.members if member.info.plan):
+        reference = OrtEngine(models.ensure(member.network.name))
+        try:
+            allowed = tolerances(member.network, member.info.precision)
+            inputs = parity_inputs(member.network)
+            reports[member.network.name] = compare(member.engine, reference, inputs, allowed)
+        finally:
+            reference.close()
+    return reports
 
 
 def choose_release(
@@ -126,14 +197,20 @@ def choose_release(
 ) -> tuple[StageConfigs, ModelStore, StoredRelease | None]:
     """Return the configurations with the members of the release to serve, its networks, and the release.
 
+    That is the one that is configured; else the active one; None for the factory's.
+
     Raises:
         ConfigError: no release is configured, and the members are no networks of the registry.
         ReleaseError: the release is missing or damaged.
     """
-    if not configs.ensemble.release:
+    name = configs.ensemble.release
+    if name in ("", FACTORY):
+        stored = None if name else serving_release(state)
+    else:
+        stored = ReleaseStore(state).get(name)
+    if stored is None:
         check_members(configs.ensemble)
         return configs, models, None
-    stored = ReleaseStore(state).get(configs.ensemble.release)
     networks = stored.networks()
     ensemble = msgspec.structs.replace(configs.ensemble, members=tuple(networks))
     return msgspec.structs.replace(configs, ensemble=ensemble), ModelsWith(models, networks), stored

@@ -41,6 +41,15 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
         raise
 
 
+def sync_folder(folder: Path) -> None:
+    """Wait until what was renamed into `folder` is there also after a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Make `folder` and hold its lock, so that two processes that start together import once.

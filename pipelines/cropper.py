@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..kernels.chips import cut_chip, to_input
-from ..kernels.light import clahe
+from ..kernels.light import clahe, he_blend
 from ..kernels.quality import quality
 from .engines.engine import Inputs
 from .registry import ChipRecipe, Colour, Light
@@ -17,6 +17,13 @@ U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
 
 QUALITY_SIZE, QUALITY_PADDING = 64, 0.1
+
+
+def relight(chip: U8, light: Light) -> U8:
+    """Return an `(S, S, 3)` uint8 RGB chip in the light that a recipe asks for."""
+    if light is Light.NONE:
+        return chip
+    return clahe(chip) if light is Light.CLAHE else he_blend(chip)
 
 
 class AnyCropper(Protocol):
@@ -43,9 +50,7 @@ class Cropper:
         """
         chips = np.zeros((len(landmarks), recipe.size, recipe.size, 3), np.uint8)
         for chip, marks in zip(chips, landmarks, strict=True):
-            chip[:] = cut_chip(rgb, marks, recipe.size, recipe.padding)
-            if recipe.light is Light.CLAHE:
-                chip[:] = clahe(chip)
+            chip[:] = relight(cut_chip(rgb, marks, recipe.size, recipe.padding), recipe.light)
         return to_input(chips, recipe.mean, recipe.scale, grey=recipe.colour is Colour.GREY)
 
     def crop_all(

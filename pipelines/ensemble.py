@@ -31,7 +31,8 @@ class EnsembleConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Decision-level rule over the members' calibrated emotion probabilities."""
     release: str = ""
     """Release to serve, by the first digits of its id (`visaged release list`); `members` and `fusion` are
-    those of the release then. Empty: what is configured here."""
+    those of the release then. Empty: the one that was promoted last, and `factory` until there is one.
+    `factory`: what is configured here."""
     refresh_every: Annotated[int, Meta(ge=1, le=300)] = 10
     """Frames after which a tracked face is analysed again."""
     max_batch: Annotated[int, Meta(ge=1, le=256)] = 16
@@ -86,11 +87,6 @@ class Ensemble:
     def recipes(self) -> tuple[ChipRecipe, ...]:
         """Every crop recipe the members need, each once."""
         return tuple(dict.fromkeys(member.network.recipe for member in self.members))
-
-    @property
-    def emotion_members(self) -> tuple[str, ...]:
-        """Names of the members that say what a face shows, as rows of `Outputs.logits`."""
-        return tuple(m.network.name for m in self.members if output_of(m.network, "logits"))
 
     @property
     def embedding_dim(self) -> int:

@@ -114,12 +114,17 @@ class Fused:
     """What the ensemble says of N faces, K classes in the order of `EMOTIONS`.
 
     `probabilities` is `(N, K)`, fused; `disagreement` `(N,)` in [0, 1]; `members` `(E, N, K)` what each
-    member said, 0 for a class that it does not know.
+    of the E members called `names` said, 0 for a class that it does not know.
     """
 
     probabilities: F32
     disagreement: F32
     members: F32
+    names: tuple[str, ...]
+
+    def rows(self, rows: slice) -> "Fused":
+        """Return what is said of some of the faces."""
+        return Fused(self.probabilities[rows], self.disagreement[rows], self.members[:, rows], self.names)
 
 
 class Fuser:
@@ -133,7 +138,7 @@ class Fuser:
     def fuse(self, outputs: Outputs) -> Fused:
         """Return one answer per face."""
         p = fusion.probabilities(outputs.logits, outputs.knows)
-        return Fused(self._fuse(outputs, p), fusion.disagreement(p, outputs.knows), p)
+        return Fused(self._fuse(outputs, p), fusion.disagreement(p, outputs.knows), p, outputs.names)
 
     def _fuse(self, outputs: Outputs, p: F32) -> F32:
         how = self._how

@@ -12,24 +12,28 @@ stage took.
 """
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from .answer import Analysis, Answer, face_of
 from .batcher import share_places
+from .canary import Canary, Look, check_finite, check_space
 from .cropper import AnyCropper
 from .detector import Detector, DetectorConfig
-from .ensemble import Ensemble, EnsembleConfig
+from .ensemble import Ensemble, EnsembleConfig, Outputs
 from .errors import ModelError
 from .frame import Detection, Frame, Track
-from .fuser import Fused, Fuser
+from .fuser import Fused
 from .identity.identity import Identifier
-from .message import EMOTIONS, Emotion, Face, Identity
+from .message import Identity
+from .release import LoadedRelease
 from .tracker import Tracker, TrackerConfig
 
 F32 = npt.NDArray[np.float32]
+U8 = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,37 +42,6 @@ class Scan:
 
     seq: int
     detections: tuple[Detection, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """Everything known about one frame; `embeddings` is `(n, D)`, rows as the faces say.
-
-    `analyses` are those made in this very frame, by track.
-    """
-
-    frame: Frame
-    faces: list[Face]
-    embeddings: F32
-    stages_ms: dict[str, float]
-    analyses: dict[int, "Analysis"]
-
-
-@dataclass(frozen=True, slots=True)
-class Analysis:
-    """What the ensemble said about a track in frame `seq`, of the face at `landmarks` `(5, 2)` px.
-
-    `probabilities` `(K,)` are fused and smoothed over the track; `members` `(E, K)` is what each said here.
-    """
-
-    seq: int
-    landmarks: F32
-    embedding: F32
-    probabilities: F32
-    members: F32
-    disagreement: float
-    quality: float
-    identity: Identity
 
 
 @dataclass(slots=True)
@@ -100,35 +73,47 @@ class InferencePipeline:
         self,
         detector: Detector,
         cropper: AnyCropper,
-        ensemble: Ensemble,
-        fuser: Fuser,
+        serving: LoadedRelease,
         identifier: Identifier,
         configs: tuple[DetectorConfig, TrackerConfig, EnsembleConfig],
     ) -> None:
         self.detector = detector
-        self.ensemble = ensemble
+        self.serving = serving
         self.identifier = identifier
+        self.canary: Canary | None = None
+        self.spare: LoadedRelease | None = None
+        """Stands in when the serving release fails: the one before it, as long as it is loaded."""
+        self.faults: list[tuple[LoadedRelease, str]] = []
+        """What failed and was stood in for; whoever reads it takes it away."""
+        self.looks: list[Look] = []
+        """What the last `run` analysed."""
         self._cropper = cropper
-        self._fuser = fuser
         self._detector_config, self._tracker_config, self._ensemble_config = configs
         self._views: dict[str, View] = {}
         self._first = 0  # whose frame gets a place that is left over; the next one's the next time
 
-    def swap(self, ensemble: Ensemble) -> Ensemble:
-        """Infer with `ensemble`, which must be warm, from the next batch on; return the one before.
+    @property
+    def ensemble(self) -> Ensemble:
+        """The networks of the serving release."""
+        return self.serving.ensemble
 
-        Called between two batches by the thread that runs them, so no answer mixes the two.
+    def swap(self, loaded: LoadedRelease) -> LoadedRelease:
+        """Answer with `loaded`, which must be warm, from the next batch on; return the one before.
+
+        Networks and fusion change together. Called between two batches by the thread that runs them, so
+        no answer mixes the two. Faces that another release analysed have their turn at once.
 
         Raises:
             ModelError: it embeds faces into another space, so that the gallery would not know them.
         """
-        if ensemble.embedding_space != self.ensemble.embedding_space:
-            raise ModelError(
-                f"the embeddings of {ensemble.embedding_space} cannot be compared with those of "
-                f"{self.ensemble.embedding_space} in the gallery; enrol the people again, then restart"
-            )
-        before, self.ensemble = self.ensemble, ensemble
+        check_space(loaded.ensemble, self.ensemble)
+        before, self.serving = self.serving, loaded
         return before
+
+    def forget_answers(self, release: str) -> None:
+        """Publish no more what this release, by its name in messages, said about faces."""
+        for view in self._views.values():
+            view.analyses = {t: a for t, a in view.analyses.items() if a.release != release}
 
     def add_camera(self, camera: str, *, identify: bool = True, feel: bool = True) -> None:
         """Begin with `camera`; `identify` and `feel` are its switches for identity and emotion."""
@@ -158,6 +143,7 @@ class InferencePipeline:
         At most `places` faces are analysed, shared fairly between the cameras; the others have their turn
         in the frames after. None: all of them.
         """
+        self.looks = []
         works = [self._follow(frame, scan) for frame, scan in frames]
         if places is not None:
             self._share(works, places)
@@ -218,39 +204,96 @@ class InferencePipeline:
 
         The turns are spread over `refresh_every` frames, so that no frame waits for many faces at once.
         """
-        urgent = [t for t in seen if t.id not in view.analyses or view.tracker.wants_embedding(t.id)]
+        camera = frame.camera
+        urgent = [t for t in seen if self._is_new(view, camera, t.id) or view.tracker.wants_embedding(t.id)]
         urgent.sort(key=lambda t: view.analyses[t.id].seq if t.id in view.analyses else -1)
         every = self._ensemble_config.refresh_every
         waiting = [t for t in seen if t not in urgent and frame.seq - view.analyses[t.id].seq >= every]
         waiting.sort(key=lambda track: view.analyses[track.id].seq)
         return urgent + waiting[: -(-len(view.analyses) // every)]
 
-    def _analyse(self, works: list[Work]) -> None:
-        """Run the ensemble over the faces that are due, all cameras in one batch."""
-        if not works:
-            return
-        start = time.perf_counter()
-        seen = [(work.frame.rgb, np.stack([track.landmarks for track in work.due])) for work in works]
-        chips = self._cropper.crop_all(seen, self.ensemble.recipes)
-        quality = [self._cropper.quality(rgb, marks) for rgb, marks in seen]
-        cropped = time.perf_counter()
-        outputs = self.ensemble.infer(chips)
-        inferred = time.perf_counter()
-        fused = self._fuser.fuse(outputs)
+    def _is_new(self, view: View, camera: str, track: int) -> bool:
+        """Whether the release that is to answer for a track has not looked at it yet."""
+        analysis = view.analyses.get(track)
+        return analysis is None or analysis.release != self._release_for(camera, track).name
 
+    def _release_for(self, camera: str, track: int) -> LoadedRelease:
+        canary = self.canary
+        return canary.loaded if canary is not None and canary.takes(camera, track) else self.serving
+
+    def ask(
+        self, loaded: LoadedRelease, seen: Sequence[tuple[U8, F32]], stages_ms: dict[str, float] | None = None
+    ) -> tuple[Outputs, Fused]:
+        """Return what a release says about faces: its members' outputs, and the fused answers.
+
+        Args:
+            loaded: the release.
+            seen: frames `(H, W, 3)` RGB with the landmarks `(n, 5, 2)` of their faces.
+            stages_ms: what the stages took is added to it.
+        """
+        start = time.perf_counter()
+        chips = self._cropper.crop_all(seen, loaded.ensemble.recipes)
+        cropped = time.perf_counter()
+        outputs = loaded.ensemble.infer(chips)
+        inferred = time.perf_counter()
+        if stages_ms is not None:
+            stages_ms["crop"] = stages_ms.get("crop", 0.0) + (cropped - start) * 1e3
+            stages_ms["infer"] = stages_ms.get("infer", 0.0) + (inferred - cropped) * 1e3
+        return outputs, loaded.fuser.fuse(outputs)
+
+    def _analyse(self, works: list[Work]) -> None:
+        """Ask the releases about the faces that are due, all cameras in one batch of each."""
+        stages_ms: dict[str, float] = {}
+        for loaded, part in self._by_release(works):
+            spare = self.spare if loaded is self.serving else self.serving
+            try:
+                self._analyse_with(loaded, part, stages_ms, must_be_finite=spare is not None)
+            except ModelError as error:
+                if spare is None:
+                    raise
+                self.faults.append((loaded, str(error)))
+                self._analyse_with(spare, part, stages_ms, must_be_finite=False)
+        for work in works:  # a batch is shared: every frame in it waited this long
+            work.stages_ms.update(stages_ms)
+
+    def _by_release(self, works: list[Work]) -> Iterator[tuple[LoadedRelease, list[Work]]]:
+        """Yield each release with the works that have faces for it, and only those faces."""
+        for loaded in (self.serving, *([self.canary.loaded] if self.canary is not None else [])):
+            parts = [
+                replace(
+                    work, due=[t for t in work.due if self._release_for(work.frame.camera, t.id) is loaded]
+                )
+                for work in works
+            ]
+            if parts := [part for part in parts if part.due]:
+                yield loaded, parts
+
+    def _analyse_with(
+        self, loaded: LoadedRelease, works: list[Work], stages_ms: dict[str, float], *, must_be_finite: bool
+    ) -> None:
+        """Run one release over the faces that are due to it.
+
+        Raises:
+            ModelError: its engine failed, or what it says is no number; nothing is remembered then.
+        """
+        seen = [(work.frame.rgb, np.stack([track.landmarks for track in work.due])) for work in works]
+        outputs, fused = self.ask(loaded, seen, stages_ms)
+        if must_be_finite:
+            check_finite(loaded, fused.probabilities, outputs.logits, outputs.embeddings)
+        start = time.perf_counter()
         first = 0
-        for work, q in zip(works, quality, strict=True):
+        for work, (rgb, marks) in zip(works, seen, strict=True):
             rows = slice(first, first + len(work.due))
             first = rows.stop
-            said = Fused(fused.probabilities[rows], fused.disagreement[rows], fused.members[:, rows])
-            self._remember(work, outputs.embeddings[rows], said, q)
-        done = time.perf_counter()
-        for work in works:  # a batch is shared: every frame in it waited this long
-            work.stages_ms["crop"] = (cropped - start) * 1e3
-            work.stages_ms["infer"] = (inferred - cropped) * 1e3
-            work.stages_ms["match"] = (done - inferred) * 1e3
+            quality = self._cropper.quality(rgb, marks)
+            self._remember(work, loaded.name, (outputs.embeddings[rows], quality), fused.rows(rows))
+            tracks = tuple(track.id for track in work.due)
+            self.looks.append(Look(work.frame.camera, rgb, tracks, marks, loaded))
+        stages_ms["match"] = stages_ms.get("match", 0.0) + (time.perf_counter() - start) * 1e3
 
-    def _remember(self, work: Work, embeddings: F32, said: Fused, quality: F32) -> None:
+    def _remember(self, work: Work, release: str, faces: tuple[F32, F32], said: Fused) -> None:
+        """Keep what `release` said of the faces that were due, with their embeddings and quality."""
+        embeddings, quality = faces
         view, camera = work.view, work.frame.camera
         ids = [track.id for track in work.due]
         renamed = view.tracker.remember(dict(zip(ids, embeddings, strict=True)))
@@ -264,14 +307,15 @@ class InferencePipeline:
         for i, track in enumerate(ids):
             earlier = view.analyses.get(track)
             fused = said.probabilities[i]
-            if earlier is not None:
+            if earlier is not None and earlier.release == release:  # no answer mixes two releases
                 fused = keep * earlier.probabilities + (1 - keep) * fused
             view.analyses[track] = Analysis(
                 seq=work.frame.seq,
+                release=release,
                 landmarks=work.due[i].landmarks,
                 embedding=embeddings[i],
                 probabilities=fused,
-                members=said.members[:, i],
+                members=dict(zip(said.names, said.members[:, i], strict=True)),
                 disagreement=float(said.disagreement[i]),
                 quality=float(quality[i]),
                 identity=identities[i],
@@ -292,7 +336,9 @@ class InferencePipeline:
         rows = [view.analyses[t.id].embedding for t in published] if view.identify else []
         embeddings: F32 = np.stack(rows) if rows else np.zeros((0, self.ensemble.embedding_dim), np.float32)
         faces = [
-            face_of(track, view.analyses[track.id], row if view.identify else -1, feel=view.feel)
+            face_of(
+                track, view.analyses[track.id], row if view.identify else -1, self.serving.name, view.feel
+            )
             for row, track in enumerate(published)
         ]
         fresh = {t.id: a for t in published if (a := view.analyses[t.id]).seq == work.frame.seq}
@@ -305,32 +351,3 @@ class InferencePipeline:
         for track in [t for t in view.analyses if not view.tracker.remembers(t)]:
             del view.analyses[track]
             self.identifier.forget_track(work.frame.camera, track)
-
-
-def face_of(track: Track, analysis: Analysis, row: int, *, feel: bool) -> Face:
-    """Return what is published about one track."""
-    left, top, right, bottom = (float(v) for v in track.box)
-    return Face(
-        track=track.id,
-        box=(left, top, right, bottom),
-        landmarks=[(float(x), float(y)) for x, y in track.landmarks],
-        score=track.score,
-        is_visible=track.is_visible,
-        quality=analysis.quality,
-        identity=analysis.identity,
-        emotion=emotion_of(analysis.probabilities, analysis.disagreement) if feel else Emotion(),
-        analysed_seq=analysis.seq,
-        embedding_row=row,
-    )
-
-
-def emotion_of(probabilities: F32, disagreement: float) -> Emotion:
-    """Return the fused emotion for `(K,)` probabilities in the order of `EMOTIONS`."""
-    best = int(probabilities.argmax())
-    clipped = np.clip(probabilities, 0.0, 1.0)
-    return Emotion(
-        label=EMOTIONS[best],
-        probability=float(clipped[best]),
-        probabilities=[float(p) for p in clipped],
-        disagreement=min(max(disagreement, 0.0), 1.0),
-    )

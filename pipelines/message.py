@@ -16,7 +16,7 @@ from .errors import MessageError
 
 F32 = npt.NDArray[np.float32]
 
-SCHEMA_MAJOR, SCHEMA_MINOR = 1, 0
+SCHEMA_MAJOR, SCHEMA_MINOR = 1, 1
 TOPIC_PREFIX = f"faces.v{SCHEMA_MAJOR}."
 MAX_HEADER_BYTES = 1 << 20
 MAX_EMBEDDINGS_BYTES = 1 << 22
@@ -63,7 +63,8 @@ class Face(Struct, frozen=True, kw_only=True):
 
     `box` is left, top, right, bottom. `is_visible` is false while the track coasts on its motion model.
     `quality` is in [0, 1] and belongs to the chip last analysed. `analysed_seq` is the frame whose chip
-    gave identity, emotion and embedding (0: none yet); `embedding_row` is -1 when there is none.
+    gave identity, emotion and embedding (0: none yet); `embedding_row` is -1 when there is none. `release`
+    is what analysed it where that is not the message's: a release that is tried, or one that served before.
     """
 
     track: int
@@ -76,6 +77,7 @@ class Face(Struct, frozen=True, kw_only=True):
     emotion: Emotion = Emotion()
     analysed_seq: int = 0
     embedding_row: int = -1
+    release: str = ""
 
 
 class FaceFrame(Struct, frozen=True, kw_only=True, tag="faces", tag_field="type"):

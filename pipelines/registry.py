@@ -21,6 +21,7 @@ class Light(Enum):
 
     NONE = "none"
     CLAHE = "clahe"
+    HE_BLEND = "he_blend"
 
 
 class ChipRecipe(Struct, frozen=True, kw_only=True):

@@ -2,14 +2,19 @@
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from .ensemble import Ensemble, Rule
-from .fuser import DecisionFusion, Fusion
+from .fuser import DecisionFusion, Fuser, Fusion
 from .registry import Network
+
+FACTORY = "factory"
+"""Name of the release that is configured, not kept: its networks are those of the registry."""
 
 
 class ReleaseMember(Struct, frozen=True, kw_only=True):
@@ -60,3 +65,25 @@ def running_name(release: Release, ensemble: Ensemble) -> str:
     """
     plans = [(m.info.backend.value, m.info.precision.value, m.info.plan) for m in ensemble.members]
     return f"{release.id}.{hashlib.sha256(msgspec.json.encode(plans)).hexdigest()[:6]}"
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedRelease:
+    """A release that is loaded: what answers, as a whole. Owned as its ensemble is.
+
+    `key` is its name in the journal: its id, or `FACTORY`.
+    """
+
+    key: str
+    release: Release
+    ensemble: Ensemble
+    fuser: Fuser
+
+    @cached_property
+    def name(self) -> str:
+        """Its name in messages."""
+        return running_name(self.release, self.ensemble)
+
+    def close(self) -> None:
+        """Free the engines."""
+        self.ensemble.close()

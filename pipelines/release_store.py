@@ -2,6 +2,7 @@
 
     <state>/releases/<id>/release.json   the Release, which its id follows from
                          about.json      where it is from
+                         gates.json      what it was measured by, if it was
     <state>/releases/files/<sha256>      networks, INT8 ranges and classifiers
 
 Safe to use from several processes: a folder appears and goes by one rename, after its files are there.
@@ -10,7 +11,6 @@ Safe to use from several processes: a folder appears and goes by one rename, aft
 import contextlib
 import hashlib
 import io
-import os
 import shutil
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from .cache_files import locked, sha256_of, write_atomically
+from .cache_files import locked, sha256_of, sync_folder, write_atomically
 from .errors import ReleaseError
 from .fuser import CascadeHead, FeatureFusion
 from .model_store import NetworkFiles
@@ -120,7 +120,7 @@ class ReleaseStore:
                 for name, what in (("about.json", about), ("release.json", release)):
                     write_atomically(draft / name, msgspec.json.format(msgspec.json.encode(what)))
                 draft.rename(folder)
-                _sync(self.folder)
+                sync_folder(self.folder)
         return self._read(folder)
 
     def all(self) -> Iterator[StoredRelease]:
@@ -235,11 +235,3 @@ def _digest(file: Path | bytes) -> str:
 
 def _bytes(file: Path | bytes) -> bytes:
     return file if isinstance(file, bytes) else file.read_bytes()
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

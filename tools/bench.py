@@ -27,6 +27,7 @@ from ..pipelines.model_store import ModelStore
 from .baseline import PlainRecipe
 from .bench_embedding import bench_embedding, chips_of
 from .bench_engines import bench_engines, engines_rows
+from .bench_flood import bench_flood
 from .bench_gpu import bench_gpu, gpu_rows
 from .bench_live import bench_live
 from .bench_recipe import bench_recipe
@@ -35,6 +36,8 @@ from .resources import cores, cpu_model, load_average, memory_bytes
 
 PARTS = ("live", "embedding", "recipe", "engines")
 GPU = "gpu"  # only when asked for: most machines have none
+FLOOD = "flood"  # only when asked for: it says nothing about speed
+ASKED_FOR = (GPU, FLOOD)
 SCENE_S = 10.0
 PLAIN_FRAMES = 24  # of the recipe; at about a second each
 PACKAGES = (
@@ -53,6 +56,7 @@ BUDGETS = {
     "memory_pss_mb": 900.0,
     "embedding_ms": 6.0,
     "ratio": 20.0,
+    "flood_ratio": 1.25,
 }
 ENGINE_BUDGETS = {  # times as fast as dlib's own code on the same core
     "onnxruntime fp32 batch 8": 12.0,
@@ -64,7 +68,7 @@ ENGINE_BUDGETS = {  # times as fast as dlib's own code on the same core
 def bench(
     part: Annotated[
         list[str] | None,
-        typer.Option(help="live, embedding, recipe, engines (all of these when left out) or gpu."),
+        typer.Option(help="live, embedding, recipe, engines (all of these when left out), gpu or flood."),
     ] = None,
     seconds: Annotated[float, typer.Option(min=2, help="How long the live daemon is measured.")] = 30.0,
     as_json: Annotated[Path | None, typer.Option("--json", help="Write the figures as JSON here.")] = None,
@@ -75,16 +79,17 @@ def bench(
     live: the real daemon on a 720p camera at 30 frames per second with six faces. embedding: one face on one
     core, ours and dlib's. recipe: frames per second end to end, against detecting and encoding every
     frame as the package face_recognition does. engines: every engine of this machine's CPU against dlib's.
-    gpu: plans and torch on the GPU, faces per second by batch, and the crop kernel's GB/s.
+    gpu: plans and torch on the GPU, faces per second by batch, and the crop kernel's GB/s. flood: latency
+    while another machine asks, connects and sends garbage without end.
 
     Examples:
       visaged bench
       visaged bench --part live --seconds 60 --json live.json
     """
     parts = tuple(part or PARTS)
-    unknown = [name for name in parts if name not in (*PARTS, GPU)]
+    unknown = [name for name in parts if name not in (*PARTS, *ASKED_FOR)]
     if unknown:
-        raise ConfigError(f"--part {unknown[0]} is unknown; known are {', '.join((*PARTS, GPU))}")
+        raise ConfigError(f"--part {unknown[0]} is unknown; known are {', '.join((*PARTS, *ASKED_FOR))}")
     paths = find_config(config).paths
     console = Console(stderr=True)
     figures = measure(parts, seconds=seconds, cache=paths.cache, wheels=paths.wheels, console=console)
@@ -111,7 +116,7 @@ def measure(
     if GPU in parts:
         with console.status("gpu: plans, torch, and the crop kernel"):
             figures[GPU] = bench_gpu(ModelStore(cache, wheels))
-    if not set(parts) & set(PARTS):
+    if not set(parts) & {*PARTS, FLOOD}:
         return figures
     with tempfile.TemporaryDirectory(prefix="visaged-bench-") as folder:
         material = gather(cache, wheels)
@@ -123,6 +128,9 @@ def measure(
         if "live" in parts:
             with console.status(f"live: the daemon for {seconds:.0f} s"):
                 figures["live"] = bench_live(scene, seconds, cache=cache, wheels=wheels)
+        if FLOOD in parts:
+            with console.status(f"flood: the daemon for {2 * seconds:.0f} s, half of it flooded"):
+                figures[FLOOD] = bench_flood(scene, seconds, cache=cache, wheels=wheels)
         with one_core_stages(Path(folder), cache, wheels) as (stages, recipe):
             still = compose_scene(material)
             chips = chips_of(still, stages.detector.detect(still))
@@ -214,6 +222,18 @@ def rows_of(figures: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         yield "embedding, dlib's own code", f"{embedding['dlib_ms_per_face']} ms", ""
     if engines := figures.get("engines"):
         yield from engines_rows(engines, ENGINE_BUDGETS)
+    if flood := figures.get(FLOOD):
+        for name in ("alone", "flooded"):
+            late = flood[name]["capture_to_publish_ms"]
+            yield f"flood, {name}: capture to publish p50 / p99", f"{late['p50']} / {late['p99']} ms", ""
+            yield (
+                f"flood, {name}: published / dropped",
+                f"{flood[name]['published']} / {flood[name]['dropped']}",
+                "",
+            )
+        yield "flood, p99 flooded / alone", f"{flood['ratio']} x", f"{BUDGETS['flood_ratio']:g} x"
+        for act, n in flood["acts"].items():
+            yield f"flood, {act.replace('_', ' ')}", str(n), ""
     if gpu := figures.get(GPU):
         yield from gpu_rows(gpu)
     if recipe := figures.get("recipe"):

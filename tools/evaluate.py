@@ -1,7 +1,6 @@
 """`visaged evaluate RELEASE DATASET`: how well a release reads faces, member by member and fused."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,12 +14,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ..daemon.config import Config, find_config
-from ..pipelines.assembly import choose_release
+from ..pipelines.assembly import choose_release, load_release
 from ..pipelines.cache_files import write_atomically
 from ..pipelines.detector import Detector, DetectorConfig, build_detector
 from ..pipelines.engines.engine_loader import EngineLoader
-from ..pipelines.ensemble import Ensemble, Outputs, build_ensemble
-from ..pipelines.fuser import Fuser
+from ..pipelines.ensemble import Ensemble, Outputs
 from ..pipelines.learning.ensembles import Members, diversity
 from ..pipelines.learning.labelled_faces import LabelledFaces, Part, answer, load_labelled
 from ..pipelines.learning.metrics import (
@@ -40,11 +38,10 @@ from ..pipelines.learning.metrics import (
 )
 from ..pipelines.message import EMOTIONS
 from ..pipelines.model_store import ModelStore
-from ..pipelines.release import Release, factory_release
+from ..pipelines.release import LoadedRelease, Release
 
 F32 = npt.NDArray[np.float32]
 
-FACTORY = "factory"
 FUSED = "fused"
 PREDICTOR = "shape_predictor_5_face_landmarks.dat"
 MIN_FACE_PX = 60  # photos of research sets are small
@@ -76,10 +73,10 @@ def evaluate(
     """
     console = Console()
     settings = with_precision(find_config(config), precision)
-    asked = Asked.of(settings, release)
+    asked = load_named(settings, release)
     labelled = load(settings, dataset, part)
     outputs = ask(asked.ensemble, labelled, console)
-    asked.ensemble.close()
+    asked.close()
     answer = asked.fuser.fuse(outputs)
     fused, members = answer.probabilities, Members(outputs.names, answer.members, outputs.knows)
     said = dict(zip(members.names, members.p, strict=True)) | {FUSED: fused}
@@ -98,31 +95,19 @@ def evaluate(
         console.print(f"wrote report.json, confusion.png and reliability.png to {out}", soft_wrap=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A release that is loaded."""
+def load_named(settings: Config, name: str) -> LoadedRelease:
+    """Return the release called `name`, loaded, its plans built first where needed.
 
-    ensemble: Ensemble
-    fuser: Fuser
-    release: Release
-
-    @classmethod
-    def of(cls, settings: Config, name: str) -> "Asked":
-        """Load the release called `name`, building its plans first where needed.
-
-        Raises:
-            ReleaseError: there is none, or it is damaged.
-        """
-        wanted = "" if name == FACTORY else name
-        chosen = msgspec.structs.replace(settings.ensemble, release=wanted)
-        configs = msgspec.structs.replace(settings.stages, ensemble=chosen)
-        imported = ModelStore(settings.paths.cache, settings.paths.wheels)
-        configs, models, stored = choose_release(configs, settings.paths.state, imported)
-        loader = EngineLoader(configs.engine, models, max_batch=configs.ensemble.max_batch)
-        loader.build_missing(configs.ensemble.members)
-        ensemble = build_ensemble(configs.ensemble, loader)
-        release = stored.release if stored else factory_release(ensemble, configs.ensemble.fusion)
-        return cls(ensemble, Fuser(release.fusion, stored.heads() if stored else {}), release)
+    Raises:
+        ReleaseError: there is none, or it is damaged.
+    """
+    chosen = msgspec.structs.replace(settings.ensemble, release=name)
+    configs = msgspec.structs.replace(settings.stages, ensemble=chosen)
+    imported = ModelStore(settings.paths.cache, settings.paths.wheels)
+    configs, models, stored = choose_release(configs, settings.paths.state, imported)
+    loader = EngineLoader(configs.engine, models, max_batch=configs.ensemble.max_batch)
+    loader.build_missing(configs.ensemble.members)
+    return load_release(configs.ensemble, loader, stored)
 
 
 def with_precision(settings: Config, precision: str) -> Config:

@@ -8,13 +8,14 @@ import typer
 from rich.console import Console
 
 from ..daemon import toml_file
-from ..daemon.control import ControlClient, Flag
+from ..daemon.control import Flag
 from ..daemon.outline import Outline, load_outline
 from ..pipelines.identity.gallery import Gallery
 from ..pipelines.loop.said import Said, label_of, teach
 from ..pipelines.loop.sample import Sample
 from ..pipelines.loop.sample_store import SampleStore
 from ..pipelines.message import EMOTIONS
+from .connection import EndpointOption, KeyOption, connect
 
 PATIENCE_S = 10.0  # a disk may be slow; the answer comes after it
 
@@ -40,6 +41,8 @@ def flag(
             min=1, help="`frame_seq` of the result that is meant; else the latest look at the face."
         ),
     ] = None,
+    endpoint: EndpointOption = "",
+    key: KeyOption = None,
     config: Annotated[Path | None, typer.Option("--config", help="The TOML file.")] = None,
 ) -> None:
     """Say what is wrong, or right, about a face: a sample is kept of it, encrypted, to learn from.
@@ -77,7 +80,7 @@ def flag(
         raise typer.BadParameter(
             "say one thing: --emotion and/or one of --person and --not-person; or --confirm; or --not-a-face"
         ) from error
-    with ControlClient(paths.runtime) as daemon:
+    with connect(paths.runtime, endpoint, key) as daemon:
         answer = daemon.request(order, PATIENCE_S)
     seen = sentence(msgspec.convert(answer["sample"], Sample))
     console.print(f"{seen} (seen {answer['age_s']:.1f} s before)", markup=False, soft_wrap=True)

@@ -16,22 +16,29 @@ from typing import Annotated
 
 import typer
 
-from ..daemon.outline import load_outline
+from ..daemon.outline import Outline, load_outline
 from ..pipelines.errors import VisagedError
 
 SOURCE = Path(__file__).resolve().parents[1] / "systemd"
 SHIPPED_PYTHON = "/opt/visaged/.venv/bin/python"  # in the units as they are shipped
-UNITS = ("visaged.target", "visaged-infer.service", "visaged-capture@.service", "visaged-learn.service")
+UNITS = (
+    "visaged.target",
+    "visaged-infer.service",
+    "visaged-capture@.service",
+    "visaged-gateway.service",
+    "visaged-learn.service",
+)
 FILES = {
     **{unit: f"/etc/systemd/system/{unit}" for unit in UNITS},
     "sysusers.d/visaged.conf": "/etc/sysusers.d/visaged.conf",
     "tmpfiles.d/visaged.conf": "/etc/tmpfiles.d/visaged.conf",
 }
-CONFIG, KEY = "/etc/visaged/visaged.toml", "/etc/visaged/gallery.key"
+CONFIG = "/etc/visaged/visaged.toml"
+STORES = "gallery", "samples"  # each with a key of its own
 STATE, CACHE = "/var/lib/visaged", "/var/cache/visaged"
 KEPT = {
-    "/etc/visaged": "configuration and key",
-    STATE: "the gallery: everybody who is enrolled",
+    "/etc/visaged": "configuration and keys",
+    STATE: "the gallery: everybody who is enrolled; the samples: faces that were flagged",
     CACHE: "imported networks and plans",
 }
 HIDDEN = ("/home", "/root", "/run/user")  # ProtectHome= in the units
@@ -89,7 +96,7 @@ def install(
 ) -> None:
     """Install visaged as a systemd service, or bring an installed one up to date.
 
-    Makes the user `visaged`, its folders, the key of the gallery, a configuration to fill in, and the units.
+    Makes the user `visaged`, its folders, the keys, a configuration to fill in, and the units.
     Cameras of the configuration are enabled, those that are gone are disabled. An existing configuration or
     key is left alone; units are replaced, so change those with `systemctl edit`. Nothing is started.
 
@@ -101,7 +108,7 @@ def install(
     system = System(root.absolute(), python or Path(sys.executable))
     check_place(system, dry_run)
     perform(to_install(system), dry_run)
-    if not cameras_of(system):
+    if not units_of(system):
         typer.echo(f"next: add a [[camera]] to {system.at(CONFIG)}, then run this again")
     elif system.is_running and not dry_run:
         typer.echo("next: systemctl restart visaged.target, then systemctl status 'visaged-*'")
@@ -167,38 +174,40 @@ def to_install(system: System) -> Iterator[Action]:
         yield system.command("systemd-sysusers", "visaged.conf")
     if not system.at(CONFIG).exists():
         yield Action(f"write {system.at(CONFIG)}, to be filled in", lambda: write_config(system))
-    yield from for_the_key(system)
-    if not (system.at(CACHE).exists() and system.at(f"{STATE}/gallery.key").is_symlink()):
+    for store in STORES:
+        yield from for_the_key(system, store)
+    links = [system.at(f"{STATE}/{store}.key") for store in STORES]
+    if not (system.at(CACHE).exists() and all(link.is_symlink() for link in links)):
         yield system.command("systemd-tmpfiles", "--create", "visaged.conf")
     if is_changed and system.is_running:
         yield system.command("systemctl", "daemon-reload")
-    yield from for_the_cameras(system)
+    yield from for_the_units(system)
 
 
-def for_the_key(system: System) -> Iterator[Action]:
-    """Yield what puts the gallery's key where only root and, as a credential, infer can read it."""
-    key, old, database = system.at(KEY), system.at(f"{STATE}/gallery.key"), system.at(f"{STATE}/gallery.db")
+def for_the_key(system: System, store: str) -> Iterator[Action]:
+    """Yield what puts the key of `store` where only root and, as a credential, infer can read it."""
+    key = system.at(f"/etc/visaged/{store}.key")
+    old, database = (system.at(f"{STATE}/{store}.{suffix}") for suffix in ("key", "db"))
     if key.exists() or key.with_name(f"{key.name}.cred").exists():  # the latter: encrypted by the operator
         return
     if old.exists() and not old.is_symlink():
         yield Action(f"move the key {old} to {key}", lambda: move_key(old, key))
     elif database.exists() and database.stat().st_size:
-        raise VisagedError(f"the gallery {database} is there and its key is not; bring it back to {key}")
+        raise VisagedError(f"{database} is there and its key is not; bring it back to {key}")
     else:
         from ..pipelines.seal import create_key_file  # here: cryptography is slow to load
 
         yield Action(f"make a new key {key}", lambda: create_key_file(key))
 
 
-def for_the_cameras(system: System) -> Iterator[Action]:
-    """Yield what makes the enabled units those of the cameras in the configuration."""
-    names = cameras_of(system)
-    wanted = [f"visaged-capture@{name}.service" for name in names]
+def for_the_units(system: System) -> Iterator[Action]:
+    """Yield what makes the enabled units those that the configuration has work for."""
+    wanted = units_of(system)
     folder = system.at("/etc/systemd/system/visaged.target.wants")
     enabled = {path.name for path in folder.glob("visaged-*")}
-    if stale := sorted(name for name in enabled if "@" in name and name not in wanted):
+    if stale := sorted(enabled - set(wanted)) if wanted else []:
         yield system.command("systemctl", "disable", *(["--now"] if system.is_running else []), *stale)
-    if missing := [name for name in ["visaged-infer.service", *wanted] if names and name not in enabled]:
+    if missing := [name for name in wanted if name not in enabled]:
         yield system.command("systemctl", "enable", "visaged.target", *missing)
 
 
@@ -261,14 +270,20 @@ def check_rights(system: System, dry_run: bool) -> None:
         raise VisagedError("this needs root; look with --dry-run what it does, then run it with sudo")
 
 
-def cameras_of(system: System) -> list[str]:
-    """Return the names of the cameras in the system's configuration; none where there is no file.
+def units_of(system: System) -> list[str]:
+    """Return the services that the system's configuration has work for; none without a camera.
 
     Raises:
         ConfigError: the file is wrong.
     """
     path = system.at(CONFIG)
-    return [camera.name for camera in load_outline(path).camera] if path.exists() else []
+    outline = load_outline(path) if path.exists() else Outline()
+    if not outline.camera:
+        return []
+    gateway = ["visaged-gateway.service"] if outline.remote.is_enabled else []
+    cameras = [f"visaged-capture@{camera.name}.service" for camera in outline.camera]
+    learn = ["visaged-learn.service"] if outline.learning.enabled else []
+    return ["visaged-infer.service", *gateway, *learn, *cameras]
 
 
 def write(path: Path, text: str, mode: int) -> None:

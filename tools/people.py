@@ -12,10 +12,12 @@ from rich.progress import track as progress
 from rich.table import Table
 
 from ..daemon import toml_file
+from ..daemon.control import EnrolTrack
 from ..daemon.outline import Outline, load_outline
 from ..pipelines.errors import GalleryError, VisagedError
 from ..pipelines.identity.gallery import Gallery
 from ..pipelines.loop.sample_store import SampleStore
+from .connection import EndpointOption, KeyOption, connect
 
 if TYPE_CHECKING:  # loading the networks' libraries takes a second that `visaged people` need not wait
     from ..pipelines.identity.enrolment import Enrolment, PersonReport
@@ -44,6 +46,8 @@ def enroll(
     stranger: Annotated[str, typer.Option(help="A stranger seen before, such as unknown-17.")] = "",
     consent: Annotated[str, typer.Option(help="Note about the person's consent, kept with the name.")] = "",
     largest: LargestOption = False,
+    endpoint: EndpointOption = "",
+    key: KeyOption = None,
     config: ConfigOption = None,
     state: StateOption = None,
 ) -> None:
@@ -56,6 +60,7 @@ def enroll(
       visaged enroll "Ada Lovelace" ada-1.jpg ada-2.jpg
       visaged enroll --folder people/            (people/Ada/*.jpg, people/Charles/*.jpg)
       visaged enroll Ada --track door:3
+      visaged enroll Ada --track door:3 --endpoint tcp://10.0.0.5:5561 --key laptop.key
       visaged enroll Ada --stranger unknown-17
     """
     ways = [bool(photos), folder is not None, bool(live), bool(stranger)]
@@ -64,8 +69,15 @@ def enroll(
             "give NAME and one of: photos, --track, --stranger; or --folder alone; see --help"
         )
     console = Console(highlight=False)
+    if endpoint and not live:
+        raise typer.BadParameter(
+            "--endpoint goes with --track only: photos are enrolled where the gallery is"
+        )
     if live:
-        enroll_track(console, name, live, _outline(config))
+        order = order_of(name, live)
+        with connect(_outline(config).paths.runtime, endpoint, key) as daemon:
+            answer = daemon.request(order)
+        console.print(f"{name}: {answer.get('templates', 1)} templates", markup=False)
     elif stranger:
         with _gallery(config, state) as gallery:
             gallery.name_stranger(stranger, name)
@@ -222,21 +234,16 @@ def reject(
             console.print(f"{photo} is not {name}", markup=False, soft_wrap=True)
 
 
-def enroll_track(console: Console, name: str, live: str, outline: Outline) -> None:
-    """Ask the running daemon to enrol a face that it sees now.
+def order_of(name: str, live: str) -> EnrolTrack:
+    """Return the order to enrol the face `live`, given as CAMERA:TRACK.
 
     Raises:
-        VisagedError: no such track, or no daemon.
+        BadParameter: it is no CAMERA:TRACK.
     """
-    from ..daemon.control import ControlClient, EnrolTrack
-
     camera, _, number = live.rpartition(":")
     if not camera or not number.isdecimal() or int(number) < 1:
         raise typer.BadParameter(f"--track wants CAMERA:TRACK, such as door:3, not {live!r}")
-    order = EnrolTrack(camera=camera, track=int(number), name=name)
-    with ControlClient(outline.paths.runtime) as daemon:
-        answer = daemon.request(order)
-    console.print(f"{name}: {answer.get('templates', 1)} templates", markup=False)
+    return EnrolTrack(camera=camera, track=int(number), name=name)
 
 
 def enroll_photos(

@@ -15,19 +15,27 @@ from rich.table import Table
 from ..daemon.config import Config, find_config
 from ..pipelines.engines.engine_loader import EngineLoader
 from ..pipelines.ensemble import Ensemble, EnsembleConfig, build_ensemble
-from ..pipelines.errors import ConfigError, ModelError
+from ..pipelines.errors import ConfigError, ModelError, ReleaseError
 from ..pipelines.fuser import Fuser, Group
 from ..pipelines.importers.halved import widen_weights
 from ..pipelines.learning.combiner import How, calibrate, fit_combination
 from ..pipelines.model_store import ModelStore, ModelsWith, NetworkFiles
+from ..pipelines.promotion import PromotionJournal
 from ..pipelines.registry import Network
 from ..pipelines.release import Release
 from ..pipelines.release_store import About, ReleaseStore, member_of
 from .evaluate import FUSED, ask, comparison, load
+from .promote import bless, pardon, promote, rollback
+from .release_gates import gates
+from .release_show import show
 
 ConfigOption = Annotated[Path | None, typer.Option(help="The TOML file.")]
 
-app = typer.Typer(no_args_is_help=True, help="Put networks together into releases; list, show, remove them.")
+app = typer.Typer(
+    no_args_is_help=True, help="Put networks together into releases; try, promote, roll back, list, remove."
+)
+for command in (gates, show, promote, rollback, bless, pardon):
+    app.command()(command)
 
 
 class Card(Struct, frozen=True):
@@ -94,25 +102,15 @@ def make(
 def list_releases(config: ConfigOption = None) -> None:
     """List the releases that are kept, the oldest first."""
     settings, console = find_config(config), Console()
-    table = Table("release", "made", "members", "fusion", "note", box=None)
+    journal = PromotionJournal(settings.paths.state).read()
+    table = Table("release", "state", "made", "members", "fusion", "note", box=None)
     for stored in ReleaseStore(settings.paths.state).all():
         made = time.strftime("%Y-%m-%d %H:%M", time.localtime(stored.about.made_at))
         names = ", ".join(member.network.name for member in stored.release.members)
-        table.add_row(stored.release.id, made, names, str(stored.release.fusion), stored.about.note)
+        blessed = ", blessed" if stored.release.id == journal.blessed else ""
+        state = journal.state_of(stored.release.id) + blessed
+        table.add_row(stored.release.id, state, made, names, str(stored.release.fusion), stored.about.note)
     console.print(table if table.row_count else "no releases; `visaged release make` makes one")
-
-
-@app.command()
-def show(
-    release: Annotated[str, typer.Argument(help="First digits of its id.")], config: ConfigOption = None
-) -> None:
-    """Show everything about a release: members, licences, fusion, where it is from."""
-    settings = find_config(config)
-    stored = ReleaseStore(settings.paths.state).get(release)
-    stored.networks()
-    console = Console()
-    content = {**stored.release.describe(), "about": stored.about, "folder": str(stored.folder)}
-    console.print_json(msgspec.json.encode(content).decode())
 
 
 @app.command()
@@ -125,6 +123,10 @@ def remove(
     stored = store.get(release)
     if settings.ensemble.release and stored.release.id.startswith(settings.ensemble.release):
         raise ConfigError(f"[ensemble] release asks for {stored.release.id}; configure another one first")
+    if stored.release.id in PromotionJournal(settings.paths.state).read().needed:
+        raise ReleaseError(
+            f"release {stored.release.id} may have to serve; promote or bless another one first"
+        )
     store.remove(stored)
     Console().print(f"removed release {stored.release.id}")
 

@@ -25,12 +25,11 @@ from rich.progress import track
 
 from ..daemon.camera import Broken, CameraConfig, open_camera
 from ..daemon.config import find_config
+from ..pipelines.answer import Answer
 from ..pipelines.assembly import Stages, assemble
 from ..pipelines.errors import SourceError
 from ..pipelines.frame import Frame
-from ..pipelines.inference import Answer
 from ..pipelines.message import FaceFrame
-from ..pipelines.release import running_name
 from .recorder import Recorder
 from .tally import Tally
 
@@ -138,7 +137,7 @@ class Replayer:
         config = CameraConfig(name=self.camera, source=self.source, policy="replay")
         pipeline = self.stages.pipeline()
         pipeline.add_camera(self.camera)
-        release = running_name(self.stages.release, pipeline.ensemble)
+        release = pipeline.serving.name
         camera = open_camera(config)
         self.fps = camera.fps or FALLBACK_FPS
         seq, told = 0, 0

@@ -8,26 +8,30 @@ from rich.console import Console
 from rich.table import Table
 
 from ..daemon import toml_file
-from ..daemon.control import ControlClient, Status
+from ..daemon.control import Status
 from ..daemon.outline import Outline, load_outline
 from ..pipelines.loop.progress import read_progress
+from .connection import EndpointOption, KeyOption, connect
 
 
 def status(
     config: Annotated[
         Path | None, typer.Option(help="The TOML file; only its runtime folder counts.")
     ] = None,
+    endpoint: EndpointOption = "",
+    key: KeyOption = None,
 ) -> None:
     """Ask the running daemon how it is: which engines run, what every camera captured and published.
 
     Exit code 1 when no daemon answers.
 
-    Example:
+    Examples:
       visaged status
+      visaged status --endpoint tcp://10.0.0.5:5561 --key laptop.key
     """
     file = toml_file.find_file(config)
     outline = load_outline(file) if file else Outline()
-    with ControlClient(outline.paths.runtime) as control:
+    with connect(outline.paths.runtime, endpoint, key) as control:
         answer = control.request(Status())
     console = Console()
     for line in lines_of(answer):
@@ -47,10 +51,28 @@ def lines_of(answer: dict[str, Any]) -> list[str]:
         if engine["is_fallback"]:
             line += f"  [yellow]stands in: {engine['reason']}[/yellow]"
         lines.append(line)
+    lines += promotion_lines(answer.get("promotion", {}))
     if answer["upgrade"] not in ("none needed", "done"):
         lines.append(f"  plans: {answer['upgrade']}")
     stored = ", ".join(f"{n} {state}" for state, n in answer["samples"].items())
     lines.append(f"samples: {stored}; automatic flags {'on' if answer['automatic_flags'] else 'off'}")
+    return lines
+
+
+def promotion_lines(promotion: dict[str, Any]) -> list[str]:
+    """Return what is going on with releases, a line each; none when nothing is."""
+    lines = []
+    if trial := promotion.get("trial"):
+        line = f"  {trial['release']} is in {trial['stage']}"
+        line += f", answers for {trial['share']:.0%} of the tracks" if trial["stage"] == "canary" else ""
+        line += f"; {trial['faces']} faces of {trial['tracks']} tracks compared"
+        if trial["faces"]:
+            line += f", {trial['agreement']:.0%} agree, PSI {trial['psi']:.2f}"
+        lines.append(line)
+    if promotion.get("loading"):
+        lines.append(f"  loading {promotion['loading']}")
+    if promotion.get("failure"):
+        lines.append(f"  [yellow]releases: {promotion['failure']}[/yellow]")
     return lines
 
 

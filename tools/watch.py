@@ -19,6 +19,7 @@ from ..daemon.control import ControlClient, Status
 from ..daemon.outline import Outline, load_outline
 from ..pipelines.errors import VisagedError
 from ..pipelines.message import CameraEnded, Result
+from .connection import KeyOption
 from .live_table import LiveTable
 
 REFRESH_HZ = 8
@@ -42,6 +43,7 @@ def watch(
     endpoint: Annotated[
         str, typer.Option(help="Where to subscribe, as tcp://HOST:PORT; else the configured socket.")
     ] = "",
+    key: KeyOption = None,
     config: Annotated[Path | None, typer.Option(help="The TOML file.")] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object per result, for other programs.")
@@ -59,6 +61,7 @@ def watch(
     Examples:
       visaged watch
       visaged watch --camera door --seconds 60
+      visaged watch --endpoint tcp://10.0.0.5:5560 --key laptop.key
       visaged watch --json --count 100 > results.jsonl
 
     Exit code 1 means that nothing was received.
@@ -76,15 +79,16 @@ def watch(
     else:
         screen = LineScreen(every)
     deadline = time.monotonic() + seconds if seconds else None
-    with screen, Subscriber(where, camera or None) as results:
+    with screen, Subscriber(where, camera or None, key=key) as results:
         n_received = follow(results, screen, Limits(count, deadline), None if endpoint else runtime)
         if results.n_lost or results.n_malformed:
             typer.echo(
                 f"{results.n_lost} results were lost on the way here, {results.n_malformed} were malformed",
                 err=True,
             )
-    if n_received == 0:
-        raise VisagedError(f"nothing was received from {where}; {why_silent(None if endpoint else runtime)}")
+        why = why_silent(results, None if endpoint else runtime) if n_received == 0 else ""
+    if why:
+        raise VisagedError(f"nothing was received from {where}; {why}")
 
 
 class Limits:
@@ -110,7 +114,7 @@ def follow(results: Subscriber, screen: Screen, limits: Limits, runtime: Path | 
         now_s = time.monotonic()
         if received is None:
             if now_s - heard_s > SILENT_S:
-                screen.tell(why_silent(runtime))
+                screen.tell(why_silent(results, runtime))
                 heard_s = now_s
             continue
         heard_s = now_s
@@ -126,10 +130,10 @@ def follow(results: Subscriber, screen: Screen, limits: Limits, runtime: Path | 
     return n_received
 
 
-def why_silent(runtime: Path | None) -> str:
-    """Return why nothing is being published, as far as it can be found out."""
+def why_silent(results: Subscriber, runtime: Path | None) -> str:
+    """Return why nothing comes, as far as it can be found out; `runtime` is that of a local daemon."""
     if runtime is None:
-        return "nothing comes from there; is the daemon running, and the address right?"
+        return results.trouble or "it is connected, but the daemon publishes nothing for these cameras"
     if not socket_file(runtime, "results").exists():
         return f"no daemon runs in {runtime}; start it with `visaged run`"
     try:

@@ -73,7 +73,7 @@ class CudaCropper:
     ) -> dict[ChipRecipe, F32 | DeviceChips]:
         """Return the chips of all faces of all frames under every recipe, as `Cropper.crop_all`.
 
-        Recipes with CLAHE are cut on the host.
+        Recipes with a light normalisation are cut on the host.
 
         Raises:
             ValueError: wrong shapes, or landmarks that are not finite or all coincide.
@@ -82,8 +82,8 @@ class CudaCropper:
         for rgb, _ in faces:
             if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8:
                 raise ValueError(f"frame must be (H, W, 3) uint8: {rgb.shape=} {rgb.dtype=}")
-        on_host = [recipe for recipe in recipes if recipe.light is Light.CLAHE]
-        on_gpu = [recipe for recipe in recipes if recipe.light is not Light.CLAHE]
+        on_host = [recipe for recipe in recipes if recipe.light is not Light.NONE]
+        on_gpu = [recipe for recipe in recipes if recipe.light is Light.NONE]
         return {**self._host.crop_all(faces, on_host), **self._cut(faces, on_gpu)}
 
     def quality(self, rgb: U8, landmarks: F32) -> F32:

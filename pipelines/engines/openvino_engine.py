@@ -57,8 +57,15 @@ class OpenVinoEngine:
         self._names = [output.get_any_name() for output in compiled.outputs]
 
     def infer(self, inputs: Inputs) -> Mapping[str, F32]:
-        """Return every named output for `inputs`."""
-        values = self._request.infer({0: np.ascontiguousarray(inputs, np.float32)})
+        """Return every named output for `inputs`.
+
+        Raises:
+            ModelError: OpenVINO failed; its reason is in the sentence.
+        """
+        try:
+            values = self._request.infer({0: np.ascontiguousarray(inputs, np.float32)})
+        except RuntimeError as error:
+            raise ModelError(f"OpenVINO cannot run {inputs.shape}: {_reason(error)}") from error
         return {name: values[index].copy() for index, name in enumerate(self._names)}
 
     def close(self) -> None:

@@ -34,31 +34,54 @@ class OrtEngine:
         Raises:
             ModelError: the file is missing, truncated, not ONNX or uses operators unknown here.
         """
-        options = _options(threads)
-        # Idle threads must not spin: the cores belong to capture and detection.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # Arena memory is kept for the largest batch ever seen; a few MB slower growth beats 100s of MB held.
-        options.enable_cpu_mem_arena = False
-        try:
-            model = source if isinstance(source, bytes) else str(source)
-            self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime has one exception class per status and no common base
-            reason = str(error).splitlines()[0]
-            what = "the network" if isinstance(source, bytes) else source
-            raise ModelError(
-                f"{what} cannot be loaded as ONNX: {reason}; delete it and run `visaged models import`"
-            ) from error
+        self._session = open_session(source, threads)
         self._input = self._session.get_inputs()[0].name
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     def infer(self, inputs: Inputs) -> Mapping[str, F32]:
-        """Return every named output for `inputs`."""
-        values = self._session.run(self._outputs, {self._input: np.ascontiguousarray(inputs, np.float32)})
+        """Return every named output for `inputs`.
+
+        Raises:
+            ModelError: ONNX Runtime failed; its reason is in the sentence.
+        """
+        try:
+            values = self._session.run(self._outputs, {self._input: np.ascontiguousarray(inputs, np.float32)})
+        except Exception as error:  # onnxruntime has one exception class per status and no common base
+            raise ModelError(
+                f"ONNX Runtime cannot run {inputs.shape}: {str(error).splitlines()[0]}"
+            ) from error
         return dict(zip(self._outputs, values, strict=True))
 
     def close(self) -> None:
         """Free the session."""
         del self._session
+
+
+def open_session(
+    source: Path | bytes, threads: int = 1, remedy: str = "delete it and run `visaged models import`"
+) -> ort.InferenceSession:
+    """Return ONNX Runtime's session of a graph with any inputs, on the CPU.
+
+    Args:
+        source: ONNX file, or its content.
+        threads: cores one call may use.
+        remedy: what to do when it cannot be loaded, as the end of a sentence.
+
+    Raises:
+        ModelError: the file is missing, truncated, not ONNX or uses operators unknown here.
+    """
+    options = _options(threads)
+    # Idle threads must not spin: the cores belong to capture and detection.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Arena memory is kept for the largest batch ever seen; a few MB slower growth beats 100s of MB held.
+    options.enable_cpu_mem_arena = False
+    try:
+        model = source if isinstance(source, bytes) else str(source)
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has one exception class per status and no common base
+        reason = str(error).splitlines()[0]
+        what = "the network" if isinstance(source, bytes) else source
+        raise ModelError(f"{what} cannot be loaded as ONNX: {reason}; {remedy}") from error
 
 
 def build_ort_plan(data: bytes) -> bytes:

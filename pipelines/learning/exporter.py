@@ -2,11 +2,14 @@
 
 import io
 import warnings
+from typing import Any
 
 import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch.jit import TracerWarning  # type: ignore[attr-defined]
+from torch.onnx.symbolic_helper import parse_args
 
 from ..engines.precision import parse_onnx
 from ..registry import ChipRecipe
@@ -42,6 +45,8 @@ def export(
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # the other exporter needs onnxscript
+        warnings.simplefilter("ignore", TracerWarning)  # sides of maps are constants: only N varies
+        torch.onnx.register_custom_op_symbolic("aten::pad", _pad, OPSET)  # type: ignore[attr-defined]
         torch.onnx.export(
             whole,
             (chips,),
@@ -53,6 +58,17 @@ def export(
             dynamic_axes={name: {0: "N"} for name in ("chips", "logits", "features")},
         )
     return buffer.getvalue()
+
+
+@parse_args("v", "is", "s", "none")
+def _pad(graph: Any, maps: Any, amounts: list[int], mode: str, value: None) -> Any:
+    """Export zero padding with amounts that are constants; torch computes them in the graph."""
+    if mode != "constant":
+        raise NotImplementedError(f"padding of {mode=}")
+    n_axes = 4  # N, C, S, S; torch names the last axis first, before and after
+    both = [*amounts, *[0] * (2 * n_axes - len(amounts))]
+    pads = [*both[-2::-2], *both[::-2]]
+    return graph.op("Pad", maps, graph.op("Constant", value_t=torch.tensor(pads)))
 
 
 def halve_weights(data: bytes) -> bytes:

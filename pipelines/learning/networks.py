@@ -15,6 +15,10 @@ from msgspec import Meta, Struct
 from torch import Tensor, nn
 
 from ..importers.dlib_dat import Block, Conv, FaceResnet
+from ..importers.emotion_head import DEFAULT_TAPS, Tap
+from ..registry import FACE_RESNET
+
+TAPS = (*DEFAULT_TAPS, Tap(13, 1))  # the last: the end of the trunk, which embeddings are made of
 
 
 class Seen(NamedTuple):
@@ -27,18 +31,23 @@ class Seen(NamedTuple):
 class NetworkConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which network, and how large."""
 
-    kind: Literal["vgg13", "small_resnet", "mini_xception"] = "vgg13"
-    """`vgg13`: plain convolutions. `small_resnet`: residual blocks. `mini_xception`: separable ones."""
+    kind: Literal["vgg13", "small_resnet", "mini_xception", "dlib_resnet"] = "vgg13"
+    """`vgg13`: plain convolutions. `small_resnet`: residual blocks. `mini_xception`: separable ones.
+    `dlib_resnet`: dlib's face recognition network with its weights, 15 stages, of 150 px RGB."""
     size: Annotated[int, Meta(ge=32, le=224)] = 48
     """px: side of the input."""
     channels: Literal[1, 3] = 1
     """1: grey, 3: RGB."""
     width: Annotated[int, Meta(ge=4, le=256)] = 32
-    """Filters of the first stage; later stages have 2, 4 and 4 or 8 times as many."""
+    """Filters of the first stage; later stages have 2, 4 and 4 or 8 times as many. Not of `dlib_resnet`."""
     units: Annotated[int, Meta(ge=0, le=4096)] = 256
     """Units of the fully connected layer before the last; 0: none, the features are the pooled maps."""
     dropout: Annotated[float, Meta(ge=0, lt=1)] = 0.4
     """Share of the units that are left out while training; half of it after each stage of convolutions."""
+
+    def __post_init__(self) -> None:
+        if self.kind == "dlib_resnet" and (self.size, self.channels) != (FACE_RESNET.recipe.size, 3):
+            raise ValueError("dlib_resnet takes size = 150 and channels = 3")
 
 
 class Network(nn.Module):
@@ -52,9 +61,17 @@ class Network(nn.Module):
 
     def forward(self, inputs: Tensor) -> Seen:
         """Return logits and features of `(N, C, S, S)` inputs."""
+        return self.head(self.trunk(inputs))
+
+    def trunk(self, inputs: Tensor) -> Tensor:
+        """Return what all stages leave of `(N, C, S, S)` inputs: what `head` takes."""
         maps = inputs
         for stage in self.stages:
             maps = stage(maps)
+        return maps
+
+    def head(self, maps: Tensor) -> Seen:
+        """Return logits and features of what `trunk` left."""
         features: Tensor = self.neck(maps)
         return Seen(self.last(features), features)
 
@@ -71,15 +88,29 @@ class Network(nn.Module):
                 stage.eval()
 
 
-def build_network(config: NetworkConfig, n_classes: int) -> Network:
+def build_network(
+    config: NetworkConfig, n_classes: int, *, seed: int | None = None, trunk: FaceResnet | None = None
+) -> Network:
     """Return the network that `config` describes, with random weights.
 
+    Args:
+        config: kind and size.
+        n_classes: K.
+        seed: of the weights; None: of torch's generator.
+        trunk: the imported weights of `dlib_resnet`, of which only the head is random.
+
     Raises:
-        ValueError: fewer than two classes.
+        ValueError: fewer than two classes, or `dlib_resnet` without its trunk.
     """
     if n_classes < 2:
         raise ValueError(f"{n_classes=}")
-    return _BUILDERS[config.kind](config, n_classes)
+    if seed is not None:
+        torch.manual_seed(seed)
+    if config.kind != "dlib_resnet":
+        return _BUILDERS[config.kind](config, n_classes)
+    if trunk is None:
+        raise ValueError("dlib_resnet needs its trunk")
+    return TappedNetwork(trunk, config, n_classes)
 
 
 def _vgg13(config: NetworkConfig, n_classes: int) -> Network:
@@ -233,6 +264,38 @@ class DlibTrunk(nn.Module):
         return after[1:]
 
 
+class TappedNetwork(Network):
+    """dlib's trunk, and a head on its maps at the four depths of `TAPS`, averaged over cells."""
+
+    def __init__(self, net: FaceResnet, config: NetworkConfig, n_classes: int) -> None:
+        n_inputs = sum(_n_maps(net.blocks[tap.block]) * tap.grid**2 for tap in TAPS)
+        n_features = config.units or n_inputs
+        layers: list[nn.Module] = [nn.BatchNorm1d(n_inputs)]
+        if config.units:
+            layers += [nn.Dropout(config.dropout / 2), nn.Linear(n_inputs, n_features), nn.ReLU()]
+        super().__init__(
+            list(DlibTrunk(net).stages),
+            nn.Sequential(*layers, nn.Dropout(config.dropout)),
+            n_features,
+            n_classes,
+        )
+
+    def trunk(self, inputs: Tensor) -> Tensor:
+        """Return `(N, F)`: the maps' averages over cells."""
+        cells, maps = [], inputs
+        for index, stage in enumerate(self.stages):
+            maps = stage(maps)
+            cells += [_cells(maps, tap.grid) for tap in TAPS if tap.block == index - 1]
+        return torch.cat(cells, 1)
+
+
+def _cells(maps: Tensor, grid: int) -> Tensor:
+    """Return averages over grid x grid cells, overlapping where they do not divide, as the graph's taps."""
+    side = int(maps.shape[2])
+    stride = side // grid
+    return nn.functional.avg_pool2d(maps, side - (grid - 1) * stride, stride).flatten(1)
+
+
 class DlibBlock(nn.Module):
     """A residual block that pads the smaller side with zeros, as dlib does."""
 
@@ -240,20 +303,25 @@ class DlibBlock(nn.Module):
         super().__init__()
         self.first, self.second = _imported(block.first), _imported(block.second)
         self.is_down = block.is_down
+        self.n_maps = _n_maps(block)
 
     def forward(self, maps: Tensor) -> Tensor:
         """Return `relu(shortcut + second(relu(first)))`."""
         inner = self.second(torch.relu(self.first(maps)))
         shortcut = nn.functional.avg_pool2d(maps, 2, 2) if self.is_down else maps
-        channels = max(inner.shape[1], shortcut.shape[1])
-        side = max(inner.shape[2], shortcut.shape[2])
-        return torch.relu(_grown(inner, channels, side) + _grown(shortcut, channels, side))
+        side = max(int(inner.shape[2]), int(shortcut.shape[2]))  # int: a constant where it is exported
+        return torch.relu(_grown(inner, self.n_maps, side) + _grown(shortcut, self.n_maps, side))
+
+
+def _n_maps(block: Block) -> int:
+    """Return how many maps a block leaves: the more of what comes in and what its convolutions make."""
+    return max(int(block.first.weights.shape[1]), int(block.second.weights.shape[0]))
 
 
 def _grown(maps: Tensor, channels: int, side: int) -> Tensor:
     """Pad with zeros at the end of channels, rows and columns."""
-    more = side - maps.shape[2]
-    return nn.functional.pad(maps, (0, more, 0, more, 0, channels - maps.shape[1]))
+    more = side - int(maps.shape[2])
+    return nn.functional.pad(maps, (0, more, 0, more, 0, channels - int(maps.shape[1])))
 
 
 def _imported(conv: Conv) -> nn.Conv2d:

@@ -1,8 +1,7 @@
 """Normalisation of pixels: fitted once on the training part, then a part of the exported graph.
 
 `NormalisedNetwork` takes what the cropper delivers under a `ChipRecipe`, so that the trainer and the
-engine cannot disagree. What is no graph operation is done to the chip before: CLAHE as `Light.CLAHE`.
-Histogram equalisation stays with the trainer until the cropper has a `Light` for it.
+engine cannot disagree. What is no graph operation is done to the chip before, by the cropper: `Light`.
 
 Shape letters: N pictures, C channels (1 grey, 3 RGB), S side, D = C S S numbers of a picture.
 """
@@ -23,10 +22,10 @@ from msgspec import Meta, Struct, structs
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...kernels.light import clahe
 from ..cache_files import write_atomically
+from ..cropper import relight
 from ..errors import ConfigError, ModelError
-from ..registry import ChipRecipe, Light
+from ..registry import DLIB_MEAN, DLIB_SCALE, ChipRecipe, Light
 from .samples import TRAIN, Samples, split_of
 
 F32 = npt.NDArray[np.float32]
@@ -41,8 +40,6 @@ GAMMA, INNER_SIGMA, OUTER_SIGMA, ALPHA, TAU, FLOOR = 0.2, 1.0, 2.0, 0.1, 10.0, 1
 MARGIN = 6  # px around a pixel that the outer Gaussian reaches
 GCN_LAMBDA = 10.0  # squared pixel units. Goodfellow et al., "Deep learning", section 12.2.1.1
 
-Share = Annotated[float, Meta(ge=0, le=1)]
-
 
 class NormalisationConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is done to pixels, in this order. All defaults leave them as they are.
@@ -51,9 +48,10 @@ class NormalisationConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """
 
     light: Light = Light.NONE
-    """Done to the chip before all else: `clahe` equalises lightness tile by tile."""
-    equalisation: Share = 0.0
-    """Blend of lightness with its histogram-equalised self: the latter's share. Not in the cropper yet."""
+    """Done to the chip before all else: `clahe` equalises lightness tile by tile, `he_blend` all of it, by
+    half."""
+    dlib: bool = False
+    """Mean and scale are dlib's, not fitted: what its face ResNet takes. Beside `light` only."""
     tan_triggs: bool = False
     """Gamma, difference of Gaussians and contrast equalisation: removes shadows and most of the light."""
     gcn: bool = False
@@ -74,8 +72,9 @@ class NormalisationConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def __post_init__(self) -> None:
         if self.zca_whitening and self.featurewise_std_normalization:
             raise ValueError("zca_whitening already scales; leave featurewise_std_normalization out")
-        if self.light is not Light.NONE and self.equalisation > 0:
-            raise ValueError("light and equalisation both equalise; choose one")
+        others = {f for f in self.__struct_fields__ if f not in ("light", "dlib", "zca_epsilon")}
+        if self.dlib and any(getattr(self, field) for field in others):
+            raise ValueError("dlib fixes mean and scale; leave all but light out")
         if self.tan_triggs and self.gcn:
             raise ValueError("tan_triggs already equalises contrast; leave gcn out")
 
@@ -91,7 +90,8 @@ PRESETS = {
     "zca": NormalisationConfig(zca_whitening=True, zca_epsilon=1e-3),
     "tan_triggs": NormalisationConfig(tan_triggs=True),
     "clahe": NormalisationConfig(light=Light.CLAHE, featurewise_std_normalization=True),
-    "equalised": NormalisationConfig(equalisation=0.5, featurewise_std_normalization=True),
+    "he_blend": NormalisationConfig(light=Light.HE_BLEND, featurewise_std_normalization=True),
+    "dlib": NormalisationConfig(dlib=True),
 }
 """Members of a committee that normalise differently err differently (Kim et al., ICMI 2015)."""
 
@@ -140,6 +140,8 @@ class Normalisation:
         n_channels, n_numbers = pictures.shape[3], math.prod(pictures.shape[1:])
         mean, spread = np.zeros(n_channels), np.ones(n_channels)
         unwhitened, nothing = structs.replace(config, zca_whitening=False), np.zeros((0, 0), np.float32)
+        if config.dlib:
+            return cls(config, _f32(np.array(DLIB_MEAN)), np.full(3, DLIB_SCALE, np.float32), nothing)
         plain = cls(unwhitened, _f32(mean), _f32(spread), nothing)
         if not _is_featurewise(config):
             return plain
@@ -210,7 +212,10 @@ class Normaliser(nn.Module):
         super().__init__()
         self.config = config = normalisation.config
         n_channels = len(normalisation.mean)
-        gain, bias = np.full(n_channels, scale), np.zeros(n_channels) + mean
+        gain, bias = (
+            np.full(n_channels, scale),
+            np.zeros(n_channels) + np.array(mean, np.float32),
+        )  # as `to_input`
         last_gain = 1 / normalisation.spread.astype(np.float64)
         last_bias = -normalisation.mean * last_gain
         if not _is_samplewise(config):  # two affine steps in a row are one
@@ -283,10 +288,23 @@ class NormalisedNetwork(nn.Module):
         """Return what the network says about `(N, C, S, S)` chips."""
         return self.network(self.normaliser(chips))
 
+    def trunk(self, chips: Tensor) -> Any:
+        """Return what the network's trunk leaves of `(N, C, S, S)` chips."""
+        return self.network.trunk(self.normaliser(chips))  # type: ignore[operator]
+
+    def head(self, maps: Tensor) -> Any:
+        """Return what the network's head says about what its trunk left."""
+        return self.network.head(maps)  # type: ignore[operator]
+
     @property
     def stages(self) -> Any:
         """The stages of the network, for a trainer that gives them a rate of their own."""
         return self.network.stages
+
+    @property
+    def last(self) -> Any:
+        """The last layer of the network."""
+        return self.network.last
 
     def freeze(self, n_stages: int) -> None:
         """Keep the first `n_stages` of the network as they are."""
@@ -307,8 +325,6 @@ def check_recipe(normalisation: Normalisation, recipe: ChipRecipe) -> None:
         raise ConfigError(
             f"the chips' light is {recipe.light.value}, the normalisation's {config.light.value}"
         )
-    if config.equalisation > 0:
-        raise ConfigError("no chip recipe equalises histograms; leave equalisation out or take clahe")
     n_numbers = n_channels * recipe.size**2
     if config.zca_whitening and n_numbers != len(normalisation.whitening):
         raise ConfigError(f"a chip has {n_numbers} numbers, the whitening {len(normalisation.whitening)}")
@@ -316,28 +332,14 @@ def check_recipe(normalisation: Normalisation, recipe: ChipRecipe) -> None:
 
 def with_light(pictures: U8, config: NormalisationConfig) -> U8:
     """Return `(N, S, S, C)` uint8 pictures in the light the cropper gives to chips: once, before all else."""
-    if config.light is Light.NONE and config.equalisation == 0:
+    if config.light is Light.NONE:
         return pictures
     lit = np.empty_like(pictures)
     for picture, out in zip(pictures, lit, strict=True):
         rgb = np.ascontiguousarray(np.broadcast_to(picture, (*picture.shape[:2], 3)))
-        rgb = clahe(rgb) if config.light is Light.CLAHE else equalise(rgb, config.equalisation)
+        rgb = relight(rgb, config.light)
         out[:] = rgb if picture.shape[2] == 3 else cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)[..., None]
     return lit
-
-
-def equalise(chip: U8, share: float) -> U8:
-    """Return an `(S, S, 3)` uint8 RGB chip whose lightness is blended with its equalised self.
-
-    `share` x equalised + (1 - `share`) x as it was.
-
-    Source: Kuo, Lai, Sarkis, "A compact deep learning model for robust facial expression recognition",
-    CVPR workshops 2018: weighted histogram equalisation.
-    """
-    lab = cv2.cvtColor(chip, cv2.COLOR_RGB2LAB)
-    light = np.ascontiguousarray(lab[..., 0])
-    lab[..., 0] = cv2.addWeighted(cv2.equalizeHist(light), share, light, 1 - share, 0)
-    return cv2.cvtColor(lab, cv2.COLOR_LAB2RGB).astype(np.uint8)
 
 
 def difference_of_gaussians() -> F32:

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from ..cache_files import write_atomically
+from ..gates import GateResult
 from .metrics import ClassReport, Reliability
 
 I64 = npt.NDArray[np.int64]
@@ -173,6 +174,49 @@ def draw_reliability(bins: Reliability, path: Path, title: str) -> Path:
     line = f"ECE {bins.ece:.3f}; mean confidence {sides[0]:.1%}, accuracy {sides[1]:.1%}"
     _set_title(figure, title, f"{line}, {bins.n_faces.sum():,} faces")
     return _write(figure, path)
+
+
+def draw_gates(results: Sequence[GateResult], path: Path, title: str) -> Path:
+    """Write a PNG of gates: how much of what is allowed a release uses, in bars; what fails is orange.
+
+    Args:
+        results: at least one, in order.
+        path: where to; the folder is made.
+        title: how many gates were passed is added below it.
+
+    Returns:
+        `path`.
+    """
+    if not results:
+        raise ValueError("no gates to draw")
+    figure, (axes,) = _figure(8.4, 1.6 + 0.34 * len(results))
+    for row, result in enumerate(results):
+        used = _used(result)
+        colour = BLUE if result.passed else ORANGE
+        if used is None:
+            axes.plot(0.0, row, "o" if result.passed else "X", color=colour, markersize=8)
+        else:
+            axes.barh(row, float(np.clip(used, -0.6, 2.0)), color=colour, height=0.6)
+        axes.annotate(f"n = {result.n:,}", (2.05, row), va="center", fontsize=8, color=GREY)
+    axes.axvline(1, color=GREY, linestyle="--", linewidth=1)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(results)), [result.name for result in results])
+    axes.invert_yaxis()
+    axes.set_xlim(-0.65, 2.4)
+    axes.set_xlabel("share of what is allowed that is used; below 0: better than before")
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.spines[["top", "right"]].set_visible(False)
+    n_passed = sum(result.passed for result in results)
+    _set_title(figure, title, f"{n_passed} of {len(results)} passed")
+    return _write(figure, path)
+
+
+def _used(result: GateResult) -> float | None:
+    """Return value over bound where that says whether it was passed."""
+    if result.value is None or not result.bound:
+        return None
+    used = result.value / result.bound
+    return used if (used <= 1) == result.passed else None
 
 
 def _figure(

@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from ..errors import ConfigError
+from ..registry import DLIB_MEAN, DLIB_SCALE, ChipRecipe, Colour
 from .augmentation import AugmentationConfig, preset
 from .losses import LossConfig
 from .networks import NetworkConfig
@@ -57,7 +58,8 @@ class RecipeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     network: NetworkConfig = NetworkConfig()
     """Which network."""
     normalisation: str | NormalisationConfig = "slides"
-    """A preset (`none`, `slides`, `samplewise`, `gcn`, `zca`, `tan_triggs`, `clahe`, ...) or a table."""
+    """A preset (`none`, `slides`, `samplewise`, `gcn`, `zca`, `tan_triggs`, `clahe`, `he_blend`, `dlib`) or a
+    table. The network `dlib_resnet` takes `dlib`."""
     stage: Annotated[tuple[StageConfig, ...], Meta(min_length=1)]
     """The stages, in order."""
 
@@ -70,6 +72,30 @@ class RecipeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         if isinstance(self.normalisation, str):
             return normalisation_preset(self.normalisation)
         return self.normalisation
+
+    def chip_recipe(self) -> ChipRecipe:
+        """Return how the chips of the network are cut live: raw pixels, or with dlib's mean and scale."""
+        config = self.normalisation_config()
+        channels = self.network.channels
+        return ChipRecipe(
+            size=self.network.size,
+            padding=self.padding,
+            colour=Colour.GREY if channels == 1 else Colour.RGB,
+            light=config.light,
+            mean=DLIB_MEAN if config.dlib else (0.0,) * channels,
+            scale=DLIB_SCALE if config.dlib else 1.0,
+        )
+
+    def stages_until(self, name: str) -> tuple[StageConfig, ...]:
+        """Return the stages up to the one called `name`; all of them when it is empty.
+
+        Raises:
+            ConfigError: there is none of that name.
+        """
+        names = [stage.name for stage in self.stage]
+        if name and name not in names:
+            raise ConfigError(f"the recipe {self.name} has no stage {name!r}; it has {', '.join(names)}")
+        return self.stage[: names.index(name) + 1] if name else self.stage
 
 
 def read_recipe(path: Path) -> RecipeConfig:
@@ -88,7 +114,8 @@ def read_recipe(path: Path) -> RecipeConfig:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ConfigError(f"{path}: two stages are called {twice[0]!r}; give each its own name")
-    recipe.normalisation_config()
+    if recipe.normalisation_config().dlib != (recipe.network.kind == "dlib_resnet"):
+        raise ConfigError(f'{path}: the network "dlib_resnet" and the normalisation "dlib" go together')
     for stage in recipe.stage:
         stage.augmentation_config()
     return recipe

@@ -6,8 +6,9 @@ the same machine, gives the same network.
 
 import io
 import json
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -23,11 +24,11 @@ from torch import Tensor
 from ..cache_files import write_atomically
 from ..errors import ModelError
 from .metrics import log_loss
-from .networks import Network
-from .samples import Samples
+from .networks import Network, Seen
+from .samples import Samples, require_real
+from .trunk_features import Transform, TrunkFeatures, answers, inputs_of, see
 
 F32 = npt.NDArray[np.float32]
-U8 = npt.NDArray[np.uint8]
 
 
 class TrainingConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -49,6 +50,8 @@ class TrainingConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Stages from the input that stay as they are: only the end part learns."""
     patience: Annotated[int, Meta(ge=1, le=1000)] = 8
     """Epochs without a smaller loss on the tuning part after which training stops."""
+    synthetic_weight: Annotated[float, Meta(ge=0, le=1)] = 0.4
+    """What a synthetic sample weighs beside a real one: the share of them that an epoch shows."""
     seed: int = 1
     """Of weights, order, dropout and augmentation."""
     threads: Annotated[int, Meta(ge=1, le=256)] = 2
@@ -84,8 +87,17 @@ class Losses(Protocol):
         """Resume."""
 
 
-Transform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Augmentation: pictures `(N, C, S, S)` in 0..255 and targets `(N, K)` to others of the same shapes."""
+Watch = Callable[[str, int, int, float], None]
+"""Told within an epoch: what is being done, how many samples are done and of how many, mean loss so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Steps:
+    """What moves on with every batch, and who watches."""
+
+    optimiser: torch.optim.Optimizer
+    slope: torch.optim.lr_scheduler.LRScheduler
+    watch: Watch
 
 
 @dataclass(slots=True)
@@ -94,30 +106,41 @@ class Run:
 
     network: Network
     losses: Losses
-    augment: Transform
+    augment: Transform | None
+    """None: samples are learned from as they are."""
     config: TrainingConfig
     folder: Path
     about: str = ""
     """What else decides the result: data, augmentation, losses. A checkpoint with another is refused."""
 
     def train(
-        self, train: Samples, tune: Samples, on_epoch: Callable[[Epoch], None] = lambda epoch: None
+        self,
+        train: Samples,
+        tune: Samples,
+        on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+        watch: Watch = lambda what, done, total, loss: None,
     ) -> list[Epoch]:
         """Train until `epochs` or patience is used up; leave the network of the best epoch.
 
-        A run that was interrupted goes on where its last whole epoch ended.
+        A run that was interrupted goes on where its last whole epoch ended. Where all stages are frozen, what
+        they see is computed once, and only the head is run.
 
         Args:
             train: what is learned from, augmented.
             tune: what chooses the epoch, as it is.
             on_epoch: called after every epoch, also for those of an earlier run that is resumed.
+            watch: called after every batch.
 
         Raises:
             ModelError: the checkpoint in the folder is of another run.
+            ValueError: synthetic samples in `tune`, or in `train` some that were made of its groups.
         """
+        require_real(tune, "tuning")
+        if np.isin(train.groups[train.is_synthetic], tune.groups).any():
+            raise ValueError("some synthetic training samples were made of groups of the tuning part")
         torch.set_num_threads(self.config.threads)
         optimiser = self._optimiser()
-        n_batches = -(-len(train) // self.config.batch)
+        n_batches = -(-len(self._order(train, np.random.default_rng(0))) // self.config.batch)
         slope = torch.optim.lr_scheduler.OneCycleLR(
             optimiser,
             [group["lr"] for group in optimiser.param_groups],
@@ -127,12 +150,20 @@ class Run:
         epochs = self._resume(optimiser, slope)
         for epoch in epochs:
             on_epoch(epoch)
+        seen: tuple[TrunkFeatures, TrunkFeatures] | None = None
         while len(epochs) < self.config.epochs and not self._is_hopeless(epochs):
+            if seen is None and self.config.freeze_stages >= len(self.network.stages):
+                seen = self._see(train, tune, watch)
             number = len(epochs) + 1
             torch.manual_seed(self.config.seed * 10_007 + number)  # each epoch begins alike when resumed
             start = time.perf_counter()
-            train_loss, train_accuracy = self._pass(train, optimiser, slope, number)
-            tune_loss, tune_accuracy = score(self.network, tune, self.config.batch)
+            steps = _Steps(optimiser, slope, watch)
+            train_loss, train_accuracy = self._pass(train, seen[0] if seen else None, number, steps)
+            tune_loss, tune_accuracy = (
+                scores_of(answers(self.network, seen[1]), tune)
+                if seen
+                else score(self.network, tune, self.config.batch)
+            )
             epoch = Epoch(
                 number=number,
                 train_loss=train_loss,
@@ -148,25 +179,61 @@ class Run:
         self.network.eval()
         return epochs
 
-    def _pass(self, train: Samples, optimiser: Any, slope: Any, number: int) -> tuple[float, float]:
+    def _pass(
+        self, train: Samples, features: TrunkFeatures | None, number: int, steps: "_Steps"
+    ) -> tuple[float, float]:
         """Learn from every sample once; return mean loss and accuracy on what was shown."""
         self.network.train()
         self.network.freeze(self.config.freeze_stages)
-        _, group_of = np.unique(train.groups, return_inverse=True)
-        order = np.random.default_rng([self.config.seed, number]).permutation(len(train))
-        total, n_right = 0.0, 0
-        for rows in np.array_split(order, -(-len(train) // self.config.batch)):
-            pictures = inputs_of(train.pictures[rows])
-            pictures, targets = self.augment(pictures, torch.from_numpy(train.targets[rows]))
-            seen = self.network(pictures)
-            loss, _ = self.losses(seen.logits, seen.features, targets, torch.from_numpy(group_of[rows]))
-            optimiser.zero_grad()
+        total, n_right, n_shown = 0.0, 0, 0
+        for seen, targets, groups in self._shown(train, features, number):
+            loss, _ = self.losses(seen.logits, seen.features, targets, groups)
+            steps.optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            slope.step()
-            total += float(loss.detach()) * len(rows)
+            steps.optimiser.step()
+            steps.slope.step()
+            total += float(loss.detach()) * len(targets)
             n_right += int((seen.logits.argmax(1) == targets.argmax(1)).sum())
-        return total / len(train), n_right / len(train)
+            n_shown += len(targets)
+            steps.watch(f"epoch {number}", n_shown, len(train), total / n_shown)
+        return total / n_shown, n_right / n_shown
+
+    def _shown(
+        self, train: Samples, features: TrunkFeatures | None, number: int
+    ) -> Iterator[tuple[Seen, Tensor, Tensor]]:
+        """Yield what the network says about each batch, its targets and groups.
+
+        Every real sample once, and a share of the synthetic ones.
+        """
+        random = np.random.default_rng([self.config.seed, number])
+        _, group_of = np.unique(train.groups, return_inverse=True)
+        order = self._order(train, random)
+        views = random.integers(len(features.maps) if features else 1, size=len(train))
+        for rows in np.array_split(order, -(-len(order) // self.config.batch)):
+            groups = torch.from_numpy(group_of[rows])
+            if features:
+                maps, targets = features.show(rows, views)
+                yield self.network.head(maps), targets, groups
+                continue
+            pictures, targets = inputs_of(train.pictures[rows]), torch.from_numpy(train.targets[rows])
+            if self.augment:
+                pictures, targets = self.augment(pictures, targets)
+            yield self.network(pictures), targets, groups
+
+    def _order(self, train: Samples, random: np.random.Generator) -> npt.NDArray[np.int64]:
+        order = random.permutation(len(train))
+        made = order[train.is_synthetic[order]]
+        left_out = made[round(self.config.synthetic_weight * len(made)) :]
+        return order[~np.isin(order, left_out)]
+
+    def _see(self, train: Samples, tune: Samples, watch: Watch) -> tuple[TrunkFeatures, TrunkFeatures]:
+        """Return what the trunk, all of it frozen, sees of both parts."""
+        torch.manual_seed(self.config.seed * 10_007)  # of the augmentation
+
+        def tell(done: int, total: int) -> None:
+            watch("trunk features", done, total, math.nan)
+
+        return see(self.network, train, self.augment, tell), see(self.network, tune)
 
     def _optimiser(self) -> torch.optim.Optimizer:
         early = [p for stage in self.network.stages for p in stage.parameters()]
@@ -229,8 +296,21 @@ class Run:
 
 
 def score(network: Network, samples: Samples, batch: int = 256) -> tuple[float, float]:
-    """Return the log loss against the vote shares, in nats, and the accuracy on `samples` as they are."""
-    logits = infer(network, samples, batch)
+    """Return the log loss against the vote shares, in nats, and the accuracy on `samples` as they are.
+
+    Raises:
+        ValueError: some of them are synthetic.
+    """
+    return scores_of(infer(network, samples, batch), samples)
+
+
+def scores_of(logits: F32, samples: Samples) -> tuple[float, float]:
+    """Return the log loss in nats and the accuracy of `(N, K)` logits on `samples`.
+
+    Raises:
+        ValueError: some of them are synthetic.
+    """
+    require_real(samples, "measured")
     return log_loss(logits, samples.targets), float((logits.argmax(1) == samples.labels).mean())
 
 
@@ -244,16 +324,6 @@ def infer(network: Network, samples: Samples, batch: int = 256) -> F32:
         ]
     logits: F32 = torch.cat(rows).numpy()
     return logits
-
-
-def inputs_of(pictures: U8) -> Tensor:
-    """Return `(N, C, S, S)` float32 of `(N, S, S, C)` uint8 pictures, in memory of its own.
-
-    One channel needs the copy: transposed, its strides look like those of channels that come last, and with
-    these torch 2.13's convolutions on a CPU write beyond their memory on the way back.
-    """
-    transposed = torch.from_numpy(pictures.transpose(0, 3, 1, 2))
-    return torch.empty(transposed.shape).copy_(transposed)
 
 
 def _write_state(path: Path, state: Any) -> None:

@@ -42,9 +42,9 @@ def test_every_table_can_be_set(tmp_path: Path) -> None:
     [ensemble]
     max_batch = 4
     [identity]
-    [publisher]
-    endpoint = "tcp://127.0.0.1:5560"
-    allow_plaintext_tcp = true
+    [remote]
+    results = "tcp://127.0.0.1:5560"
+    keys = "{tmp_path}/keys"
     [metrics]
     port = 0
     [logging]
@@ -84,7 +84,9 @@ def test_the_outline_reads_the_same_file_and_leaves_the_rest(tmp_path: Path) -> 
         ('[[camera]]\nname = "door"\n', r"camera number 1: .*required field source"),
         (CAMERA.replace("door", "Do or"), r"camera number 1\.name \(it is 'Do or'\): expected .*matching"),
         (CAMERA + CAMERA, r"two cameras are named 'door'"),
-        (CAMERA + '[publisher]\nendpoint = "tcp://0.0.0.0:5560"\n', "allow_plaintext_tcp"),
+        (CAMERA + '[remote]\nresults = "udp://1.2.3.4:5"\n', r"remote\.results .*udp.*tcp://ADDRESS:PORT"),
+        (CAMERA + '[remote]\ncontrol = "10.0.0.5:5560"\n', r"remote\.control .*tcp://ADDRESS:PORT"),
+        ('[remote]\nresults = "tcp://*:5560"\ncontrol = "tcp://*:5560"\n', r"remote\.control.*of its own"),
         ('instance = "a"\ninstance = "b"\n', r"not valid TOML: .*line 2"),
         ("[ensemble\n", r"not valid TOML: .*line 1"),
         ('[ensemble]\nmembers = ["face-resnet", "emo"]\n', r"members: no network is called 'emo'; allowed"),

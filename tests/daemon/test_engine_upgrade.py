@@ -12,7 +12,7 @@ from visaged.daemon.engine_upgrade import EngineUpgrade
 from visaged.daemon.metrics import InferMetrics
 from visaged.pipelines.assembly import StageConfigs, Stages, assemble
 from visaged.pipelines.engines.engine import EngineConfig
-from visaged.pipelines.ensemble import Ensemble
+from visaged.pipelines.release import LoadedRelease
 
 PATIENCE_S = 60.0
 CONFIGS = StageConfigs(engine=EngineConfig(backend="onnxruntime", precision="int8"))
@@ -27,12 +27,12 @@ def stages(tmp_path: Path, cache: Path) -> Iterator[Stages]:
         yield stages
 
 
-def poll_until(upgrade: EngineUpgrade, states: tuple[str, ...]) -> Ensemble | None:
+def poll_until(upgrade: EngineUpgrade, states: tuple[str, ...]) -> LoadedRelease | None:
     """Poll as the inference thread does, until the state begins with one of `states`."""
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
-        if (ensemble := upgrade.poll()) is not None or upgrade.state.startswith(states):
-            return ensemble
+        if (loaded := upgrade.poll()) is not None or upgrade.state.startswith(states):
+            return loaded
         time.sleep(0.01)
     raise AssertionError(upgrade.state)
 
@@ -57,10 +57,11 @@ def test_built_plans_are_handed_over_once(stages: Stages) -> None:
     before = upgrade.engines()["face-resnet"]
 
     upgrade.start()
-    assert upgrade.state == "building face-resnet"
-    ensemble = poll_until(upgrade, ("failed",))
+    assert poll_until(upgrade, ("building face-resnet",)) is None
+    loaded = poll_until(upgrade, ("failed",))
 
-    assert ensemble is not None and upgrade.poll() is None
+    assert loaded is not None and upgrade.poll() is None
+    assert loaded.release == stages.serving.release
     after = upgrade.engines()["face-resnet"]
     assert (before.is_fallback, after.is_fallback) == (True, False)
     assert after.precision.value == "int8"
@@ -69,7 +70,7 @@ def test_built_plans_are_handed_over_once(stages: Stages) -> None:
     assert 'visaged_engine_fallback{member="face-resnet"} 0.0' in text
     assert 'visaged_plan_builds_total{result="done"} 1.0' in text
     assert 'precision="fp32"' not in text.split("visaged_engine_info{")[1]
-    ensemble.close()
+    loaded.close()
     upgrade.close()
 
 
@@ -97,8 +98,12 @@ def test_closing_ends_a_running_build(stages: Stages) -> None:
         stages, InferMetrics("infer"), [sys.executable, "-c", "import time; time.sleep(600)"]
     )
     upgrade.start()
-    build = upgrade._build
-    assert build is not None
+    poll_until(upgrade, ("building",))
+    load = upgrade._load
+    assert load is not None
+    while load._build is None:
+        time.sleep(0.01)
+    build = load._build
 
     start = time.monotonic()
     upgrade.close()

@@ -16,12 +16,12 @@ from visaged.daemon.control import Flag
 from visaged.daemon.flagging import Flagging
 from visaged.daemon.metrics import InferMetrics
 from visaged.daemon.outline import PathsConfig
+from visaged.pipelines.answer import Analysis, Answer
 from visaged.pipelines.assembly import Stages
 from visaged.pipelines.errors import GalleryError, SampleError
 from visaged.pipelines.frame import Frame
 from visaged.pipelines.identity.gallery import Gallery
 from visaged.pipelines.identity.identity import Identifier, IdentityConfig
-from visaged.pipelines.inference import Analysis, Answer
 from visaged.pipelines.loop.flag_policy import FlagsConfig
 from visaged.pipelines.loop.sample import Sample, SamplesConfig, Source, State
 from visaged.pipelines.loop.sample_store import SampleStore
@@ -40,7 +40,6 @@ class FakeEnsemble:
     """What flagging asks of an ensemble."""
 
     embedding_space: str = SPACE
-    emotion_members: tuple[str, ...] = ("one", "two")
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,8 @@ class Bench:
         shares[1] = 1
         analysis = Analysis(
             seq=seq, landmarks=LANDMARKS, embedding=EMBEDDING, probabilities=shares,
-            members=np.stack([shares, shares]), disagreement=0.0, quality=0.9, identity=identity,
+            members={"one": shares, "two": shares}, release="abc",
+            disagreement=0.0, quality=0.9, identity=identity,
         )  # fmt: skip
         frame = Frame(camera, seq, time.monotonic_ns(), np.full((480, 640, 3), seq % 256, np.uint8))
         face = Face(track=3, box=(150, 100, 330, 310), identity=identity, emotion=Emotion(label="happiness"))

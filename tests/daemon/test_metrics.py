@@ -11,6 +11,7 @@ from visaged.daemon.ledger import Ledger
 from visaged.daemon.metrics import (
     SECONDS,
     CaptureMetrics,
+    GatewayMetrics,
     InferMetrics,
     Metrics,
     MetricsConfig,
@@ -40,6 +41,8 @@ def busy(metrics: Metrics) -> Metrics:
         metrics.samples.labels("review").set(1)
         metrics.control_requests.inc()
         metrics.control_errors.labels("malformed").inc()
+    elif isinstance(metrics, GatewayMetrics):
+        metrics.refused.labels("revoked").inc()
     elif isinstance(metrics, SupervisorMetrics):
         metrics.process_up.labels("infer").set(1)
         metrics.restarts.labels("infer").inc()
@@ -47,7 +50,8 @@ def busy(metrics: Metrics) -> Metrics:
 
 
 def everything() -> list[Metrics]:
-    return [busy(CaptureMetrics("capture@door")), busy(InferMetrics("infer")), busy(SupervisorMetrics())]
+    one_camera = [CaptureMetrics("capture@door"), InferMetrics("infer")]
+    return [busy(metrics) for metrics in (*one_camera, GatewayMetrics(), SupervisorMetrics())]
 
 
 def test_the_two_halves_of_a_ledger_are_exported_by_their_owners(tmp_path: Path) -> None:

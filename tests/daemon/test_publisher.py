@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 from visaged.daemon.channels import CHANNELS, endpoint_of
-from visaged.daemon.publisher import Publisher, PublisherConfig
+from visaged.daemon.publisher import Publisher
 from visaged.daemon.sockets import ResultsSubscriber
 from visaged.pipelines import message
 from visaged.pipelines.errors import ConfigError
@@ -136,37 +136,6 @@ def test_subscriptions_are_counted_up_and_down(runtime: Path) -> None:
         wait_until(lambda: publisher.count_subscriptions() == 1)
         second.close()
         wait_until(lambda: publisher.count_subscriptions() == 0)
-
-
-def test_plain_tcp_is_refused_unless_asked_for(runtime: Path) -> None:
-    with pytest.raises(ConfigError, match=r"unencrypted.*allow_plaintext_tcp"):
-        Publisher(runtime, PublisherConfig(endpoint="tcp://127.0.0.1:5560"))
-
-
-def test_plain_tcp_serves_when_asked_for(runtime: Path, free_port: int) -> None:
-    endpoint = f"tcp://127.0.0.1:{free_port}"
-
-    with (
-        Publisher(runtime, PublisherConfig(endpoint=endpoint, allow_plaintext_tcp=True)) as publisher,
-        ResultsSubscriber(endpoint, [b""]) as subscriber,
-    ):
-        wait_until(lambda: publisher.count_subscriptions() == 1)
-        publisher.publish(draft())
-        assert subscriber.receive(2000) is not None
-
-
-def test_a_port_in_use_is_said_in_a_sentence(runtime: Path, tmp_path: Path, free_port: int) -> None:
-    config = PublisherConfig(endpoint=f"tcp://127.0.0.1:{free_port}", allow_plaintext_tcp=True)
-
-    with Publisher(runtime, config), pytest.raises(ConfigError, match=f"{free_port}.*in use.*another port"):
-        (tmp_path / "r").mkdir()
-        Publisher(Path(str(tmp_path / "r")), config)
-
-
-@pytest.mark.parametrize("endpoint", ["udp://1.2.3.4:5", "127.0.0.1:5560"])
-def test_other_transports_are_refused(runtime: Path, endpoint: str) -> None:
-    with pytest.raises(ConfigError, match="tcp://"):
-        Publisher(runtime, PublisherConfig(endpoint=endpoint))
 
 
 def test_a_second_daemon_in_the_same_folder_is_refused(runtime: Path) -> None:

@@ -6,7 +6,7 @@ import numpy.typing as npt
 import pytest
 from visaged.kernels import quality
 from visaged.kernels.alignment import MEAN_FACE
-from visaged.kernels.light import clahe
+from visaged.kernels.light import clahe, he_blend
 
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
@@ -66,3 +66,14 @@ def test_clahe_raises_the_contrast_of_a_flat_chip_and_keeps_grey_grey(chip: U8) 
 
     assert equalised.std() > 1.3 * flat.std()
     assert np.abs(equalised.astype(int) - equalised[..., :1]).max() <= 4
+
+
+def test_he_blend_is_half_the_luma_and_half_its_equalised_self(chip: U8) -> None:
+    grey = (100 + chip[..., :1] // 8).repeat(3, axis=2).astype(np.uint8)
+
+    blended = he_blend(grey)
+
+    wanted = 0.5 * cv2.equalizeHist(np.ascontiguousarray(grey[..., 0])) + 0.5 * grey[..., 0]
+    assert np.abs(blended[..., 0] - wanted).max() <= 0.5
+    assert (np.ptp(blended, axis=2) == 0).all()
+    assert np.abs(he_blend(chip, 0.0).astype(int) - chip).max() <= 2  # through YCrCb and back

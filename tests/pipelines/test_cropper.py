@@ -1,8 +1,11 @@
 """From a frame to network input, by recipe."""
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
+from visaged.kernels.chips import cut_chip
+from visaged.kernels.light import he_blend
 from visaged.pipelines.cropper import Cropper
 from visaged.pipelines.detector import DetectorConfig, build_detector
 from visaged.pipelines.model_store import ModelStore
@@ -37,6 +40,15 @@ def test_light_normalisation_changes_the_chip(astronaut: U8, landmarks: F32) -> 
     dark = (astronaut // 5).astype(np.uint8)
 
     assert Cropper().crop(dark, landmarks, lit).std() > 1.3 * Cropper().crop(dark, landmarks, plain).std()
+
+
+def test_he_blend_is_half_of_each_and_comes_before_the_grey_of_a_chip(astronaut: U8, landmarks: F32) -> None:
+    lit = ChipRecipe(size=64, padding=0.25, colour=Colour.GREY, light=Light.HE_BLEND, mean=(0.0,), scale=1.0)
+
+    chip = Cropper().crop(astronaut, landmarks, lit)
+
+    blended = he_blend(cut_chip(astronaut, landmarks[0], 64, 0.25), 0.5)
+    assert np.array_equal(chip[0, 0], cv2.cvtColor(blended, cv2.COLOR_RGB2GRAY))
 
 
 def test_no_faces_give_empty_batches(astronaut: U8) -> None:

@@ -107,7 +107,7 @@ def test_the_default_ensemble_runs_and_fuses_to_probabilities(loader: EngineLoad
     assert fused.probabilities.shape == (2, len(EMOTIONS))
     assert fused.probabilities.sum(axis=1) == pytest.approx([1, 1], abs=1e-5)
     assert fused.disagreement.shape == (2,)
-    assert fused.members.shape == (len(ensemble.emotion_members), 2, len(EMOTIONS))
+    assert fused.members.shape == (len(fused.names), 2, len(EMOTIONS))
     ensemble.close()
 
 

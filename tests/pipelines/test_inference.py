@@ -9,12 +9,13 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import pytest
+from visaged.pipelines.answer import Answer
 from visaged.pipelines.archives import fetch
 from visaged.pipelines.assembly import StageConfigs, Stages, assemble
 from visaged.pipelines.ensemble import Ensemble, build_ensemble
 from visaged.pipelines.errors import ModelError
 from visaged.pipelines.frame import Frame
-from visaged.pipelines.inference import Answer, InferencePipeline, Scan
+from visaged.pipelines.inference import InferencePipeline, Scan
 
 U8 = npt.NDArray[np.uint8]
 STEP_NS = 33_000_000
@@ -167,7 +168,9 @@ def test_an_ensemble_takes_over_between_two_batches(stages: Stages, astronaut: U
     pipeline = stages.pipeline()
     pipeline.add_camera("door")
     before = follow(pipeline, astronaut, 3)[-1]
-    other = build_ensemble(stages.configs.ensemble, stages.loader)
+    other = dataclasses.replace(
+        stages.serving, ensemble=build_ensemble(stages.configs.ensemble, stages.loader)
+    )
 
     retired = pipeline.swap(other)
     retired.close()
@@ -175,8 +178,7 @@ def test_an_ensemble_takes_over_between_two_batches(stages: Stages, astronaut: U
     after = pipeline.run([(frame, pipeline.scan(frame))])[0]
 
     assert [face.track for face in after.faces] == [face.track for face in before.faces]
-    other.close()
-    stages.ensemble = build_ensemble(stages.configs.ensemble, stages.loader)  # for the fixture to close
+    stages.serving = other  # for the fixture to close
 
 
 def test_an_ensemble_of_another_space_is_refused(stages: Stages) -> None:
@@ -187,5 +189,5 @@ def test_an_ensemble_of_another_space_is_refused(stages: Stages) -> None:
     ]
 
     with pytest.raises(ModelError, match="cannot be compared"):
-        pipeline.swap(Ensemble(members))
+        pipeline.swap(dataclasses.replace(stages.serving, ensemble=Ensemble(members)))
     assert pipeline.ensemble is stages.ensemble

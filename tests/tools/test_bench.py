@@ -11,7 +11,8 @@ import pytest
 from rich.console import Console
 from visaged.pipelines.errors import SourceError
 from visaged.pipelines.message import FaceFrame
-from visaged.tools.bench import PARTS, machine, table_of, write_json
+from visaged.tools.bench import PARTS, machine, rows_of, table_of, write_json
+from visaged.tools.bench_flood import report as flood_report
 from visaged.tools.bench_live import CAMERA, report
 from visaged.tools.bench_recipe import boxes_of, run_plain, score
 from visaged.tools.demo_material import SCENE_FACES, VIEW_HEIGHT, VIEW_WIDTH, moving_view, view_origin
@@ -135,6 +136,19 @@ def test_figures_become_a_table_and_json(tmp_path: Path) -> None:
     assert msgspec.json.decode((tmp_path / "bench.json").read_bytes())["live"]["cores"] == 0.9
     assert set(figures["machine"]) >= {"cpu", "cores", "date", "packages"}
     assert PARTS == ("live", "embedding", "recipe", "engines")
+
+
+def test_a_flood_is_compared_by_its_99th_percentile() -> None:
+    calm, rude = Tally(CAMERA), Tally(CAMERA)
+    calm.latencies_ms.extend([10.0] * 90 + [20.0] * 10)
+    rude.latencies_ms.extend([10.0] * 90 + [30.0] * 10)
+
+    figures = flood_report([calm], [rude, rude], {"requests": 7})
+
+    assert figures["ratio"] == 1.5
+    rows = {what: measured for what, measured, _ in rows_of({"machine": machine(), "flood": figures})}
+    assert rows["flood, p99 flooded / alone"] == "1.5 x"
+    assert rows["flood, requests"] == "7"
 
 
 def test_json_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:

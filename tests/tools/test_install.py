@@ -14,6 +14,7 @@ from visaged.tools import cli
 from tests.conftest import skip_or_fail
 
 PYTHON = "/opt/visaged/bin/python3"
+KEYS = "etc/visaged/gallery.key", "etc/visaged/samples.key"
 CAMERA = '\n[[camera]]\nname = "door"\nsource = "synthetic:pattern"\n'
 
 
@@ -75,10 +76,10 @@ def test_keys_folders_and_configuration_are_for_whom_they_concern(root: Path) ->
 
     modes = {
         name: (root / name).stat().st_mode & 0o777
-        for name in ("etc/visaged/gallery.key", "etc/visaged/visaged.toml", "var/lib/visaged", "run/visaged")
+        for name in (*KEYS, "etc/visaged/visaged.toml", "var/lib/visaged", "run/visaged")
     }
-    assert list(modes.values()) == [0o600, 0o640, 0o700, 0o750]
-    assert (root / "etc/visaged/gallery.key").stat().st_uid == 0
+    assert list(modes.values()) == [0o600, 0o600, 0o640, 0o700, 0o750]
+    assert {(root / key).stat().st_uid for key in KEYS} == {0}
     assert (root / "var/lib/visaged").stat().st_uid == uid_of_visaged(root) != 0
     assert f"ExecStart={PYTHON} -m" in files(root)["etc/systemd/system/visaged-infer.service"]
 

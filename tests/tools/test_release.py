@@ -12,6 +12,7 @@ from visaged.pipelines.ensemble import EnsembleConfig, blank_chips
 from visaged.pipelines.errors import ConfigError, ModelError, ReleaseError
 from visaged.pipelines.fuser import CommitteeFusion, DecisionFusion, Fusion, Group
 from visaged.pipelines.learning.combiner import How
+from visaged.pipelines.promotion import PromotionJournal
 from visaged.pipelines.release_store import ReleaseStore
 from visaged.tools.cli import build_app
 from visaged.tools.release import groups_of
@@ -64,15 +65,17 @@ def test_a_release_is_made_measured_and_served(
     release = made(ferplus, toml, *BOTH, "--fuse", how, "--note", "first try")
 
     listed = run("release", "list", "--config", str(toml))
-    shown = msgspec.json.decode(run("release", "show", release, "--config", str(toml)))
+    shown = msgspec.json.decode(run("release", "show", release, "--json", "--config", str(toml)))
     report = run("evaluate", release, str(ferplus), "--config", str(toml), "--out", str(tmp_path / "out"))
     configs = StageConfigs(ensemble=EnsembleConfig(release=release[:6]))
     with assemble(configs, state=tmp_path / "state", cache=cache) as stages:
         outputs = stages.ensemble.infer({r: blank_chips(r, 2) for r in stages.ensemble.recipes})
-        fused = stages.fuser.fuse(outputs).probabilities
+        fused = stages.serving.fuser.fuse(outputs).probabilities
 
     assert release in listed and "first try" in listed
-    assert shown["id"] == release == stages.release.id and isinstance(stages.release.fusion, kind)
+    assert shown["id"] == release == stages.serving.release.id and isinstance(
+        stages.serving.release.fusion, kind
+    )
     assert "24 faces of 24 groups" in report and "fused" in report and "diversity" in report
     written = msgspec.json.decode((tmp_path / "out" / "report.json").read_bytes())
     assert written["release"]["id"] == release and np.sum(written["confusion"]) == 24
@@ -131,3 +134,25 @@ def test_a_removed_release_is_gone_unless_it_is_configured(ferplus: Path, toml: 
     run("release", "remove", release, "--config", str(toml))
 
     assert "no releases" in run("release", "list", "--config", str(toml))
+
+
+def test_gates_are_measured_kept_shown_and_decide_what_may_be_promoted(
+    ferplus: Path, toml: Path, tmp_path: Path
+) -> None:
+    """The test part holds 24 faces: too few to tell, so the factory release stays."""
+    release = made(ferplus, toml, *BOTH, "--fuse", "sum")
+    journal = PromotionJournal(tmp_path / "state")
+
+    said = run("release", "gates", release, str(ferplus), "--runs", "20", "--config", str(toml))
+    shown = run("release", "show", release, "--out", str(tmp_path / "gates.png"), "--config", str(toml))
+    written = msgspec.json.decode(run("release", "show", release, "--json", "--config", str(toml)))
+
+    assert "refused" in said and "too few" in " ".join(said.split())
+    assert "non-inferiority" in shown and "refuse: refused" in shown
+    results = {result["name"]: result for result in written["gates"]["results"]}
+    assert results["compatibility"]["passed"] and not results["non-inferiority"]["passed"]
+    assert results["latency"]["n"] == 20 and results["memory"]["passed"]
+    assert (tmp_path / "gates.png").read_bytes()[:4] == b"\x89PNG"
+    assert journal.read().state_of(release) == "refused"
+    with pytest.raises(ReleaseError, match="did not pass its gates"):
+        journal.check(release, "promote")

@@ -8,7 +8,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 from visaged.pipelines.errors import VisagedError
 from visaged.tools.cli import build_app
-from visaged.tools.status import cameras_of, lines_of
+from visaged.tools.status import cameras_of, lines_of, promotion_lines
 
 
 def answer(**changes: Any) -> dict[str, Any]:
@@ -45,6 +45,20 @@ def test_a_stand_in_says_why_and_what_is_done_about_it() -> None:
 
     assert "stands in: not built yet" in lines[1]
     assert lines[2] == "  plans: building x"
+
+
+def test_a_release_on_trial_and_one_that_failed_are_said() -> None:
+    trial = {"release": "3fa2c1", "stage": "canary", "share": 0.5, "faces": 120, "tracks": 9}
+    figures = {"agreement": 0.97, "psi": 0.01}
+
+    lines = promotion_lines({"trial": trial | figures, "loading": "", "failure": "no room"})
+
+    assert lines == [
+        "  3fa2c1 is in canary, answers for 50% of the tracks; "
+        "120 faces of 9 tracks compared, 97% agree, PSI 0.01",
+        "  [yellow]releases: no room[/yellow]",
+    ]
+    assert promotion_lines({"trial": None}) == []
 
 
 def test_the_books_of_a_camera_name_what_was_dropped(tmp_path: Path) -> None:

@@ -32,7 +32,6 @@ F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
 
 RECIPES = (FACE_RESNET.recipe, EMOTION_XCEPTION.recipe)
-CLAHE = ChipRecipe(size=64, padding=0.25, colour=Colour.GREY, light=Light.CLAHE, mean=(127.5,), scale=127.5)
 ON_CPU = StageConfigs(engine=EngineConfig(backend="onnxruntime", precision="fp32"))
 
 
@@ -100,11 +99,16 @@ def test_chips_of_several_frames_are_the_cpus(cropper: CudaCropper, faces: list[
         assert_same(chips[recipe], reference, recipe)
 
 
-def test_a_recipe_with_clahe_is_cut_on_the_host(cropper: CudaCropper, faces: list[Face]) -> None:
-    chips = cropper.crop_all(faces, [RECIPES[1], CLAHE])
+@pytest.mark.parametrize("light", [Light.CLAHE, Light.HE_BLEND])
+def test_a_recipe_with_its_own_light_is_cut_on_the_host(
+    cropper: CudaCropper, faces: list[Face], light: Light
+) -> None:
+    lit = ChipRecipe(size=64, padding=0.25, colour=Colour.GREY, light=light, mean=(127.5,), scale=127.5)
 
-    assert isinstance(chips[CLAHE], np.ndarray)
-    assert np.array_equal(chips[CLAHE], Cropper().crop_all(faces, [CLAHE])[CLAHE])
+    chips = cropper.crop_all(faces, [RECIPES[1], lit])
+
+    assert isinstance(chips[lit], np.ndarray)
+    assert np.array_equal(chips[lit], Cropper().crop_all(faces, [lit])[lit])
     assert_same(chips[RECIPES[1]], Cropper().crop_all(faces, RECIPES)[RECIPES[1]], RECIPES[1])
 
 

@@ -3,8 +3,12 @@
 import numpy as np
 import pytest
 from visaged.pipelines.engines.ort_engine import OrtEngine
+from visaged.pipelines.engines.parity_inputs import face_chips
+from visaged.pipelines.engines.precision import parse_onnx
 from visaged.pipelines.errors import ModelError
-from visaged.pipelines.registry import ChipRecipe, Colour
+from visaged.pipelines.importers.dlib_dat import read_face_resnet
+from visaged.pipelines.model_store import ModelStore
+from visaged.pipelines.registry import FACE_RESNET, ChipRecipe, Colour
 
 torch = pytest.importorskip("torch", reason="torch is not installed (extra `learn`)")
 from visaged.pipelines.importers.halved import widen_weights  # noqa: E402
@@ -67,6 +71,26 @@ def test_half_precision_weights_take_half_the_room_and_answer_alike(
     assert np.abs(half - exact).max() < 5e-3
     assert np.array_equal(half, wide)
     assert not any(node.op_type == "Cast" for node in widen_weights(halved).graph.node)
+
+
+def test_a_network_on_dlibs_trunk_takes_the_chips_of_face_recognition_as_they_are(store: ModelStore) -> None:
+    trunk = read_face_resnet(store.weights_file("dlib_face_recognition_resnet_model_v1.dat"))
+    config = NetworkConfig(kind="dlib_resnet", size=150, channels=3, units=16)
+    network = build_network(config, 4, seed=1, trunk=trunk).eval()
+    normalisation = Normalisation.fit(normalisation_preset("dlib"), PIXELS)
+    chips = face_chips(FACE_RESNET.recipe)[:3]
+    mean = torch.tensor(FACE_RESNET.recipe.mean)[:, None, None]
+    pixels = (torch.from_numpy(chips.copy()) * FACE_RESNET.recipe.scale + mean).round()
+
+    graph = export(network, normalisation, FACE_RESNET.recipe)
+
+    with torch.no_grad():
+        trained_as = NormalisedNetwork(normalisation, network)(pixels).logits.numpy()
+    logits = OrtEngine(graph).infer(chips)["logits"]
+    assert np.abs(logits - trained_as).max() < 2e-4 * np.abs(trained_as).max()
+    nodes = parse_onnx(graph).graph.node
+    assert [node.op_type for node in nodes if "chips" in node.input] == ["Conv"]
+    assert not {"Shape", "Slice"} & {node.op_type for node in nodes}  # all sizes are constants
 
 
 def test_what_is_no_graph_is_refused() -> None:

@@ -11,12 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from visaged.kernels.chips import to_input
-from visaged.kernels.light import clahe
 from visaged.pipelines.cropper import Cropper
 from visaged.pipelines.engines.ort_engine import OrtEngine
 from visaged.pipelines.errors import ConfigError, ModelError
 from visaged.pipelines.learning.samples import TEST, Samples, split_of
-from visaged.pipelines.registry import ChipRecipe, Colour, Light
+from visaged.pipelines.registry import DLIB_MEAN, DLIB_SCALE, ChipRecipe, Colour
 
 torch = pytest.importorskip("torch", reason="torch is not installed (extra `learn`)")
 from visaged.pipelines.learning import normalisation  # noqa: E402
@@ -24,7 +23,6 @@ from visaged.pipelines.learning.normalisation import (  # noqa: E402
     Normalisation,
     NormalisationConfig,
     NormalisedNetwork,
-    equalise,
     normalisation_preset,
     with_light,
 )
@@ -233,29 +231,34 @@ def test_a_file_that_is_none_is_one_sentence(tmp_path: Path) -> None:
         Normalisation.load(path)
 
 
-def test_the_light_of_training_pictures_is_the_light_of_chips(astronaut: U8) -> None:
+@pytest.mark.parametrize("name", ["clahe", "he_blend"])
+@pytest.mark.parametrize("colour", list(Colour))
+def test_the_light_of_training_pictures_is_the_light_of_chips(
+    name: str, colour: Colour, astronaut: U8
+) -> None:
     landmarks = np.array([[[272, 110], [250, 112], [200, 112], [222, 110], [235, 140]]], np.float32)
-    plain = ChipRecipe(size=64, padding=0.25, colour=Colour.RGB, mean=(0.0,) * 3, scale=1.0)
-    lit = msgspec.structs.replace(plain, light=Light.CLAHE)
-    chip = Cropper().crop(astronaut, landmarks, plain).transpose(0, 2, 3, 1).astype(np.uint8)
+    config = normalisation_preset(name)
+    frame = astronaut if colour is Colour.RGB else astronaut[..., :1].repeat(3, axis=2)
+    mean = (0.0,) * (3 if colour is Colour.RGB else 1)
+    plain = ChipRecipe(size=64, padding=0.25, colour=colour, mean=mean, scale=1.0)
+    lit = msgspec.structs.replace(plain, light=config.light)
+    chip = Cropper().crop(frame, landmarks, plain).transpose(0, 2, 3, 1).astype(np.uint8)
 
-    trained_on = with_light(chip, NormalisationConfig(light=Light.CLAHE))
+    trained_on = with_light(chip, config)
 
-    assert np.array_equal(trained_on.transpose(0, 3, 1, 2), Cropper().crop(astronaut, landmarks, lit))
-    assert np.array_equal(trained_on[0], clahe(chip[0]))
-    grey = chip[..., :1]
-    assert with_light(grey, NormalisationConfig(light=Light.CLAHE)).shape == grey.shape
+    assert np.array_equal(trained_on.transpose(0, 3, 1, 2), Cropper().crop(frame, landmarks, lit))
+    assert np.abs(trained_on.astype(int) - chip).mean() > 3
     assert with_light(chip, NormalisationConfig()) is chip
 
 
-def test_equalisation_blends_by_its_share() -> None:
-    dull = (100 + pictures(1, 1, 32)[0] // 8).astype(np.uint8).repeat(3, axis=2)
+def test_dlibs_mean_and_scale_leave_nothing_to_do_on_dlibs_chips() -> None:
+    fitted = Normalisation.fit(normalisation_preset("dlib"), pictures(3, 3))
+    chips = torch.randn(2, 3, 8, 8)
 
-    spreads = [float(equalise(dull, share).std()) for share in (0.0, 0.5, 1.0)]
-
-    assert np.abs(equalise(dull, 0.0).astype(int) - dull).max() <= 1  # through Lab and back
-    assert spreads[1] == pytest.approx((spreads[0] + spreads[2]) / 2, rel=0.1)
-    assert spreads[2] > 4 * spreads[0]
+    assert torch.equal(normalisation.Normaliser(fitted, DLIB_MEAN, DLIB_SCALE)(chips), chips)
+    pixels = pictures(4, 3)
+    wanted = to_input(pixels, DLIB_MEAN, DLIB_SCALE, grey=False)
+    assert np.abs(fitted.apply(pixels) - wanted).max() < 1e-6
 
 
 def test_chips_of_another_kind_are_refused_in_a_sentence() -> None:
@@ -268,8 +271,8 @@ def test_chips_of_another_kind_are_refused_in_a_sentence() -> None:
         NormalisedNetwork(fitted("slides"), network, GREY)
     with pytest.raises(ConfigError, match="light is none, the normalisation's clahe"):
         NormalisedNetwork(fitted("clahe"), network, RGB)
-    with pytest.raises(ConfigError, match="no chip recipe equalises"):
-        NormalisedNetwork(fitted("equalised"), network, RGB)
+    with pytest.raises(ConfigError, match="light is none, the normalisation's he_blend"):
+        NormalisedNetwork(fitted("he_blend"), network, RGB)
     with pytest.raises(ConfigError, match="the whitening 432"):
         NormalisedNetwork(fitted("zca"), network, msgspec.structs.replace(RGB, size=16))
 
@@ -283,7 +286,7 @@ def test_what_cannot_be_fitted_or_configured_is_refused() -> None:
         normalisation_preset("keras")
     for wrong in (
         {"zca_whitening": True, "featurewise_std_normalization": True},
-        {"light": "clahe", "equalisation": 0.5},
+        {"dlib": True, "gcn": True},
         {"tan_triggs": True, "gcn": True},
         {"featurewise_centre": True},
         {"zca_epsilon": 0},

@@ -43,6 +43,12 @@ def test_a_stage_is_enough_and_stages_keep_their_order(tmp_path: Path) -> None:
         ('name = "x"\n' + STAGE + '[[stage.loss]]\nkind = "hinge"\n', "there is no loss 'hinge'"),
         ('name = "x"\n' + STAGE + "[stage.training]\nepoch = 3\n", "unknown field `epoch`"),
         ("name = x\n", "is no recipe"),
+        ('name = "x"\nnormalisation = "dlib"\n' + STAGE, "go together"),
+        (
+            'name = "x"\n[network]\nkind = "dlib_resnet"\nsize = 150\nchannels = 3\n' + STAGE,
+            "go together",
+        ),
+        ('name = "x"\n[network]\nkind = "dlib_resnet"\n' + STAGE, "takes size = 150"),
     ],
 )
 def test_a_mistake_is_said_with_the_file(tmp_path: Path, text: str, sentence: str) -> None:

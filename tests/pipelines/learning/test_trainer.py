@@ -111,3 +111,44 @@ def test_a_broken_checkpoint_is_one_sentence(tmp_path: Path, content: bytes) -> 
 
     with pytest.raises(ModelError, match="no checkpoint of this run"):
         run_in(tmp_path).train(TRAIN, TUNE)
+
+
+def test_synthetic_samples_never_choose_nor_measure(tmp_path: Path) -> None:
+    spoilt = TUNE.with_children(TUNE.pictures[:3], np.arange(3))
+
+    with pytest.raises(ValueError, match="3 synthetic samples in the tuning part"):
+        run_in(tmp_path).train(TRAIN, spoilt)
+    with pytest.raises(ValueError, match="3 synthetic samples in the measured part"):
+        score(run_in(tmp_path).network, spoilt)
+    assert not list(tmp_path.iterdir())
+
+
+def test_children_of_the_tuning_part_are_refused_in_the_training_part(tmp_path: Path) -> None:
+    tune = Samples(TUNE.pictures, TUNE.targets, np.array([f"t{i}" for i in range(32)]), TUNE.classes)
+    leaked = tune.with_children(tune.pictures[:2], np.arange(2)).take(np.array([32, 33]))
+    mixed = Samples(
+        np.concatenate([TRAIN.pictures, leaked.pictures]),
+        np.concatenate([TRAIN.targets, leaked.targets]),
+        np.concatenate([TRAIN.groups, leaked.groups]),
+        TRAIN.classes,
+        np.concatenate([TRAIN.is_synthetic, leaked.is_synthetic]),
+    )
+
+    with pytest.raises(ValueError, match="made of groups of the tuning part"):
+        run_in(tmp_path).train(mixed, tune)
+
+
+def test_a_synthetic_sample_weighs_less_than_a_real_one(tmp_path: Path) -> None:
+    tune = Samples(TUNE.pictures, TUNE.targets, np.array([f"t{i}" for i in range(32)]), TUNE.classes)
+    run = run_in(tmp_path, msgspec.structs.replace(CONFIG, epochs=1, synthetic_weight=0.25))
+    both = TRAIN.with_children(np.full_like(TRAIN.pictures, 255), np.arange(96))
+    shown: list[int] = []
+
+    def count(pictures, targets):  # type: ignore[no-untyped-def]
+        shown.append(int((pictures.flatten(1).amin(1) == 255).sum()))
+        return pictures / 255, targets
+
+    run.augment = count
+    run.train(both, tune)
+
+    assert sum(shown) == 24

@@ -1,0 +1,87 @@
+"""The VAE-GAN on drawn faces: it learns, resumes exactly, draws the class asked for, and exports."""
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from visaged.pipelines.errors import ModelError
+from visaged.pipelines.learning.samples import Samples
+from visaged.pipelines.synthesis.generator import Generator
+
+torch = pytest.importorskip("torch", reason="torch is not installed (extra `learn`)")
+from visaged.pipelines.synthesis.vae_gan import (  # noqa: E402
+    GeneratorConfig,
+    GeneratorRun,
+    export_generator,
+)
+
+pytestmark = pytest.mark.torch
+CLASSES = ("dark", "light")
+CONFIG = GeneratorConfig(size=32, width=8, latent=8, epochs=2, batch=8, rate=2e-3, threads=1)
+
+
+def discs(n: int, seed: int) -> Samples:
+    """Discs on a coloured ground: their class is how light they are, their person the ground."""
+    random = np.random.default_rng(seed)
+    y, x = np.mgrid[:32, :32]
+    pictures = np.empty((n, 32, 32, 3), np.uint8)
+    for index, picture in enumerate(pictures):
+        picture[:] = random.integers(60, 200, 3)
+        picture[(x - 16) ** 2 + (y - 16) ** 2 < 80] = 240 if index % 2 else 15
+    targets = np.eye(2, dtype=np.float32)[np.arange(n) % 2]
+    return Samples(pictures, targets, np.array([f"{seed}-{i}" for i in range(n)]), CLASSES)
+
+
+TRAIN, TUNE = discs(64, 0), discs(16, 1)
+
+
+def test_it_learns_to_draw_faces_and_the_class_that_is_asked_for(tmp_path: Path) -> None:
+    run = GeneratorRun(msgspec.structs.replace(CONFIG, epochs=16), CLASSES, tmp_path)
+
+    epochs = run.train(TRAIN, TUNE)
+
+    assert epochs[-1].train_l1 < 0.7 * epochs[0].train_l1
+    assert epochs[-1].tune_l1 < 0.8 * epochs[0].tune_l1
+    (tmp_path / "g.onnx").write_bytes(export_generator(run.network, 32, CLASSES))
+    generator = Generator.load(tmp_path / "g.onnx")
+    inputs = TUNE.pictures.transpose(0, 3, 1, 2).astype(np.float32)
+    middle = np.s_[:, :, 12:20, 12:20]
+    dark, light = (generator.run(inputs, label)[middle].mean() for label in CLASSES)
+    assert light - dark > 60
+    with torch.no_grad():
+        wanted = torch.eye(2)[[1] * len(TUNE)]
+        expected = run.network.eval().redraw(torch.from_numpy(inputs), wanted).numpy()
+    assert generator.run(inputs, "light") == pytest.approx(expected, abs=0.05)
+
+
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    whole = GeneratorRun(CONFIG, CLASSES, tmp_path / "whole")
+    expected = whole.train(TRAIN, TUNE)
+    GeneratorRun(msgspec.structs.replace(CONFIG, epochs=1), CLASSES, tmp_path / "cut").train(TRAIN, TUNE)
+
+    resumed = GeneratorRun(CONFIG, CLASSES, tmp_path / "cut")
+    epochs = resumed.train(TRAIN, TUNE)
+
+    assert epochs == expected
+    for name, value in whole.network.state_dict().items():
+        assert torch.equal(value, resumed.network.state_dict()[name]), name
+
+
+def test_the_checkpoint_of_another_run_and_a_broken_one_are_refused(tmp_path: Path) -> None:
+    GeneratorRun(msgspec.structs.replace(CONFIG, epochs=1), CLASSES, tmp_path).train(TRAIN, TUNE)
+
+    with pytest.raises(ModelError, match="another configuration"):
+        GeneratorRun(CONFIG, ("a", "b"), tmp_path).train(TRAIN, TUNE)
+    (tmp_path / "checkpoint.pt").write_bytes(b"nonsense")
+    with pytest.raises(ModelError, match="no checkpoint of a generator"):
+        GeneratorRun(CONFIG, CLASSES, tmp_path).train(TRAIN, TUNE)
+
+
+def test_synthetic_faces_do_not_tune_and_pictures_of_another_size_are_refused(tmp_path: Path) -> None:
+    run = GeneratorRun(CONFIG, CLASSES, tmp_path)
+
+    with pytest.raises(ValueError, match="2 synthetic samples in the tuning part"):
+        run.train(TRAIN, TUNE.with_children(TUNE.pictures[:2], np.arange(2)))
+    with pytest.raises(ValueError, match="32 px are needed"):
+        run.train(Samples(TRAIN.pictures[:, :16, :16], TRAIN.targets, TRAIN.groups, CLASSES), TUNE)
