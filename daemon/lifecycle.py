@@ -1,6 +1,6 @@
 """The life of every process: `python -m visaged.daemon.lifecycle NAME --config FILE`.
 
-NAME is `infer`, `capture@CAMERA`, `gateway`, `learn`, `supervisor` or `build`. systemd and the supervisor start
+NAME is `infer`, `capture@CAMERA`, `gateway`, `learn`, `supervisor` or `build`. systemd and supervisor start
 the same command. What is the same for all is here: logging, signals, metrics, exit codes and the only
 `except Exception`. The work is in functions that are imported late, so that each process loads only what
 it needs:
