@@ -205,7 +205,7 @@ class Inference:
             ),
             answer.embeddings,
         )
-        self._intake.ledgers[frame.camera].publish()
+        self._intake.ledgers[frame.camera].publish((result.published_ns - result.captured_ns) / 1e9)
         self._measure(result)
         self._flagging.see(answer, result)
 

@@ -47,6 +47,7 @@ COMMANDS = (
     Command("reject", PEOPLE, "people", "reject", "Say that a face is not this person."),
     Command("flag", LEARN, "flag", "flag", "Say that what was published of a face is wrong, or right."),
     Command("samples", LEARN, "samples", "app", "List, show and remove the faces kept to learn from."),
+    Command("learn", LEARN, "learn", "app", "Learn from labelled samples; watch it; prepare it."),
     Command("demo", MEASURE, "demo", "demo", "Show everything on real video, without a camera."),
     Command("replay", MEASURE, "replay", "replay", "Run a video through the pipeline, losing no frame."),
     Command("bench", MEASURE, "bench", "bench", "Measure speed and memory on this machine."),
