@@ -4,9 +4,7 @@ infer starts it (`engine_upgrade.py`) and takes the plans over when it has ended
 """
 
 import logging
-import os
 import threading
-from pathlib import Path
 
 import msgspec
 
@@ -14,11 +12,9 @@ from ..pipelines.assembly import choose_release
 from ..pipelines.engines.engine_loader import EngineLoader
 from ..pipelines.model_store import ModelStore
 from .config import Config
+from .step_back import step_back
 
 log = logging.getLogger(__name__)
-
-NICENESS = 19  # whatever serves comes first
-OOM_SCORE_ADJ = 500  # -1000 to 1000; and if memory runs out, whatever serves goes last
 
 
 def run_build(config: Config, stop: threading.Event, release: str = "") -> int:
@@ -45,9 +41,3 @@ def run_build(config: Config, stop: threading.Event, release: str = "") -> int:
         if loader.build_missing([network]):
             log.info("built the plan of %s", network)
     return 0
-
-
-def step_back() -> None:
-    """Let whatever serves come first, for the processor and when memory runs out."""
-    os.nice(NICENESS)
-    Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE_ADJ))

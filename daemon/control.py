@@ -37,13 +37,18 @@ class EnrolTrack(Struct, frozen=True, kw_only=True, tag="enrol_track", tag_field
     camera: Annotated[str, Meta(min_length=1, max_length=64)]
     track: Annotated[int, Meta(ge=1)]
     name: Annotated[str, Meta(min_length=1, max_length=100)]
+    consent: Annotated[str, Meta(max_length=500)] = ""
 
 
 class Promote(Struct, frozen=True, kw_only=True, tag="promote", tag_field="op"):
-    """Bring a release into service, stage by stage, without those in `skip`."""
+    """Bring a release into service, stage by stage, without those in `skip`.
+
+    `despite_erasure`: also one that learned from samples that are erased.
+    """
 
     release: Annotated[str, Meta(min_length=1, max_length=64)]
     skip: tuple[Literal["gates", "shadow", "canary"], ...] = ()
+    despite_erasure: bool = False
     why: Annotated[str, Meta(max_length=200)] = ""
 
 

@@ -32,6 +32,7 @@ from .sample_writer import SampleWriter
 log = logging.getLogger(__name__)
 
 EXPIRE_EVERY_S = 60.0
+CONTROL = "control socket"  # in the audit log; the gateway's line before says which client it was
 
 
 class Flagging:
@@ -105,6 +106,8 @@ class Flagging:
         ):
             if is_asked and not is_on:
                 raise SampleError(f"camera {camera.name} has {switch} = false: there is nothing to correct")
+        if order.person:
+            self._stages.identifier.check_consent(order.person)
         label = label_of(order, sighting.emotion, sighting.identity, self._stages.gallery)
         future = self._writer.submit(lambda store: store.add(sighting, Source.USER, label), is_urgent=True)
 
@@ -113,7 +116,7 @@ class Flagging:
                 return None
             sample = future.result()
             assert sample is not None  # `add` returns one
-            if teach(self._stages.gallery, sample, sighting.embedding):
+            if teach(self._stages.gallery, sample, sighting.embedding, who=CONTROL):
                 self._stages.identifier.refresh()
             self._count(Source.USER, sighting)
             if sample.label.emotion not in ("", sample.shown_emotion):

@@ -11,6 +11,7 @@ import threading
 import time
 from typing import Self
 
+from ..pipelines.audit import note
 from ..pipelines.errors import VisagedError
 from .control import MAX_PER_POLL, ROLES, OrderError, Ping, Status, decode_order, refusal
 from .curve import KeyPair
@@ -53,7 +54,7 @@ class Gateway:
         Raises:
             ConfigError: no keys, or an address that cannot be bound.
         """
-        self._config, self._metrics = outline.remote, metrics
+        self._config, self._metrics, self._state = outline.remote, metrics, outline.paths.state
         self._keys = KeyStore(outline.keys) if self._config.needs_keys else None
         self._subscribers = self._keys.having(Role.SUBSCRIBE) if self._keys else set()
         self._server = self._keys.server if self._keys else None
@@ -213,6 +214,7 @@ class Gateway:
         self._waiting[number] = request, now_s
         if not isinstance(order, Ping | Status):
             log.info("%s asked for %s", client.name, type(order).__name__)
+            note(self._state, f"asked for {type(order).__name__}", who=f"client {client.name}")
         return ""
 
     def _return_answers(self) -> None:

@@ -14,13 +14,15 @@ import msgspec
 
 from ..pipelines.answer import Answer
 from ..pipelines.assembly import assemble
+from ..pipelines.audit import note
 from ..pipelines.errors import GalleryError
 from ..pipelines.inference import Scan
+from ..pipelines.loop.lineage import erased_of
 from ..pipelines.message import FaceFrame
 from .config import Config
 from .control import Control, EnrolTrack, Flag, Status
 from .engine_upgrade import EngineUpgrade
-from .flagging import Flagging
+from .flagging import CONTROL, Flagging
 from .heartbeat import Heartbeat
 from .intake import Ended, Intake, Taken
 from .metrics import InferMetrics
@@ -203,7 +205,7 @@ class Inference:
             ),
             answer.embeddings,
         )
-        self._intake.ledgers[frame.camera].publish()
+        self._intake.ledgers[frame.camera].publish((result.published_ns - result.captured_ns) / 1e9)
         self._measure(result)
         self._flagging.see(answer, result)
 
@@ -238,7 +240,11 @@ class Inference:
                 f"camera {order.camera} has no track {order.track} now; `visaged watch` shows those it has"
             )
         source = f"track {order.camera}:{order.track}"
-        n_templates = self._stages.identifier.enrol(order.name, embedding[None], source=source)
+        n_templates = self._stages.identifier.enrol(
+            order.name, embedding[None], source=source, consent=order.consent
+        )
+        gallery = self._stages.gallery
+        note(gallery.folder, "enrol", person=gallery.number_of(order.name), detail=source, who=CONTROL)
         return {"person": order.name, "templates": n_templates}
 
     def _status(self, _: Status) -> dict[str, Any]:
@@ -257,6 +263,7 @@ class Inference:
             "engines": msgspec.to_builtins(self._upgrade.engines()),
             "upgrade": self._upgrade.state,
             "promotion": self._promoter.report(),
+            "erased": erased_of(self._config.paths.state, self._stages.serving.key),
             "cameras": cameras,
             **self._flagging.status(),
         }

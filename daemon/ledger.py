@@ -17,6 +17,7 @@ is `restart` too: the book then understates by that frame, and never promises on
 import mmap
 import os
 import secrets
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,9 @@ INFER_REASONS = ("stale", "ring_overrun", "restart", "swap", "bad_frame", "shutd
 REASONS = tuple(dict.fromkeys((*CAPTURE_REASONS, *INFER_REASONS)))
 # Each writer has cache lines of its own: the total first, then its reasons.
 CAPTURED_AT, PUBLISHED_AT = 8, 32
+AGES_AT = 64
+AGES_MS = (10.0, 20.0, 33.0, 50.0, 66.0, 100.0, 150.0, 200.0, 300.0, 500.0, 1000.0, 2500.0)
+"""How old published frames are: a cell counts those up to its edge, one more those that are older."""
 CAPTURE_CELL = {reason: CAPTURED_AT + 1 + i for i, reason in enumerate(CAPTURE_REASONS)}
 INFER_CELL = {reason: PUBLISHED_AT + 1 + i for i, reason in enumerate(INFER_REASONS)}
 
@@ -106,9 +110,14 @@ class Ledger:
         """Return how many frames capture has dropped; `dropped_before` of the next descriptor."""
         return sum(self._cells[cell] for cell in CAPTURE_CELL.values())
 
-    def publish(self) -> None:
-        """Count one frame as published. Infer only."""
+    def publish(self, age_s: float = 0.0) -> None:
+        """Count one frame as published, so long after it was captured. Infer only."""
+        self._cells[AGES_AT + bisect_left(AGES_MS, age_s * 1e3)] += 1
         self._cells[PUBLISHED_AT] += 1
+
+    def ages(self) -> list[int]:
+        """Return how many frames were published at each age: an entry per edge of `AGES_MS`, and one more."""
+        return list(self._cells[AGES_AT : AGES_AT + len(AGES_MS) + 1])
 
     def drop_at_infer(self, reason: str, n: int = 1) -> None:
         """Count `n` frames as dropped after they were sent. Infer only."""

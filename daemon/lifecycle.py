@@ -1,6 +1,6 @@
 """The life of every process: `python -m visaged.daemon.lifecycle NAME --config FILE`.
 
-NAME is `infer`, `capture@CAMERA`, `gateway`, `supervisor` or `build`. systemd units and the supervisor start
+NAME is `infer`, `capture@CAMERA`, `gateway`, `learn`, `supervisor` or `build`. systemd and supervisor start
 the same command. What is the same for all is here: logging, signals, metrics, exit codes and the only
 `except Exception`. The work is in functions that are imported late, so that each process loads only what
 it needs:
@@ -10,11 +10,13 @@ it needs:
     infer.run_infer(config: Config, metrics: InferMetrics, stop: Event, build: Sequence[str],
                     notifier: Notifier) -> int
     gateway.run_gateway(outline: Outline, metrics: GatewayMetrics, stop: Event, notifier: Notifier) -> int
+    learn.run_learn(config: Config, metrics: LearnMetrics, stop: Event, notifier: Notifier) -> int
     builder.run_build(config: Config, stop: Event, release: str) -> int
     supervisor.run_supervisor(outline: Outline, file: Path, metrics: SupervisorMetrics, stop: Event) -> int
 
 They return the exit code, soon (within process_table.STOP_S) after `stop` is set, or by themselves when
-there is nothing more to do: a capture at the end of its file, infer when every camera said that it ended.
+there is nothing more to do: a capture at the end of its file, infer when every camera said that it ended,
+learn where it is off.
 
 Exit codes: 0 finished or asked to stop; 1 failed, a restart may help; 78 the configuration is wrong, it
 will not. SIGHUP reads `[logging]` again. Where systemd asks, it hears of all this (`notify.py`). Threads: one
@@ -35,7 +37,7 @@ from pathlib import Path
 
 from ..pipelines.errors import ConfigError, VisagedError
 from . import logs
-from .metrics import CaptureMetrics, GatewayMetrics, InferMetrics, SupervisorMetrics
+from .metrics import CaptureMetrics, GatewayMetrics, InferMetrics, LearnMetrics, SupervisorMetrics
 from .notify import Notifier
 from .outline import Outline, load_outline, prepare_folder, require_cameras
 from .process_table import Process, command, processes
@@ -52,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="visaged.daemon.lifecycle", description="Run one process of visaged."
     )
-    parser.add_argument("name", help="infer, capture@CAMERA, gateway, supervisor or build")
+    parser.add_argument("name", help="infer, capture@CAMERA, gateway, learn, supervisor or build")
     parser.add_argument("--config", type=Path, required=True, help="the TOML file")
     parser.add_argument("--parent", type=int, default=0, help="end when this process does")
     parser.add_argument("--release", default="", help="for build: a release that does not serve yet")
@@ -123,6 +125,14 @@ def run(name: str, outline: Outline, file: Path, stop: threading.Event, notifier
             return run_capture(outline, camera, capture_metrics, stop, notifier)
 
     from .config import load_config
+
+    if process.row.kind == "learn":
+        from .learn import run_learn
+
+        with LearnMetrics(name) as learn_metrics:
+            learn_metrics.serve(outline.metrics, process.port_offset)
+            return run_learn(load_config(file), learn_metrics, stop, notifier)
+
     from .infer import run_infer
 
     require_cameras(outline, file)
@@ -140,7 +150,8 @@ def find_process(name: str, outline: Outline, file: Path) -> Process:
     Raises:
         ConfigError: there is none; a camera may be missing in the configuration.
     """
-    table = processes([camera.name for camera in outline.camera], is_remote=outline.remote.is_enabled)
+    names = [camera.name for camera in outline.camera]
+    table = processes(names, is_remote=outline.remote.is_enabled, learns=True)
     for process in table:
         if process.name == name:
             return process

@@ -30,7 +30,8 @@ class MetricsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Prometheus endpoints, one port per process."""
 
     port: Annotated[int, Meta(ge=0, le=65000)] = 9480
-    """Port of the supervisor; infer has the next, cameras have +10, +11, ... in their order. 0: none."""
+    """Port of the supervisor; infer has the next, learn the one after, cameras have +10, +11, ... in their
+    order. 0: none."""
     address: str = "127.0.0.1"
     """Address to listen on. There is no encryption: leave it on the loopback or a trusted network."""
 
@@ -326,6 +327,28 @@ class GatewayMetrics(Metrics):
         )
         self.subscriptions = prometheus.Gauge(
             "visaged_remote_subscriptions", "Subscriptions held from other machines.", registry=registry
+        )
+
+
+class LearnMetrics(Metrics):
+    """What the learn process counts."""
+
+    def __init__(self, process: str = "learn") -> None:
+        super().__init__(process)
+        registry = self.registry
+        self.is_learning = prometheus.Gauge(
+            "visaged_learning", "1 while a round of learning is under way and not paused.", registry=registry
+        )
+        self.step = prometheus.Gauge(
+            "visaged_learning_step", "Step that the round of learning has reached.", registry=registry
+        )
+        self.rounds = prometheus.Counter(
+            "visaged_learning_rounds_total", "Rounds of learning, by result.", ["result"], registry=registry
+        )
+        self.paused_seconds = prometheus.Counter(
+            "visaged_learning_paused_seconds_total",
+            "Time that learning waited because frames were late.",
+            registry=registry,
         )
 
 

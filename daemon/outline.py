@@ -12,6 +12,7 @@ from typing import Annotated
 from msgspec import Meta, Struct, field
 
 from ..pipelines.errors import ConfigError
+from ..pipelines.loop.schedule import LearningConfig
 from . import toml_file
 from .camera import CameraConfig
 from .logs import LoggingConfig
@@ -66,6 +67,8 @@ class Outline(Struct, frozen=True, kw_only=True):
     """Folders."""
     camera: tuple[CameraConfig, ...] = ()
     """The cameras, one table each."""
+    learning: LearningConfig = LearningConfig()
+    """When the emotion network learns from labelled samples."""
     metrics: MetricsConfig = MetricsConfig()
     """Prometheus endpoints."""
     logging: LoggingConfig = LoggingConfig()

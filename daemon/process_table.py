@@ -22,29 +22,31 @@ class Row:
     stop_order: int  # smaller stops first
     waits_for: str  # channel that must be served before its first start; "": none
     nice: int
+    serves: bool = True  # frames are lost without it; else the daemon goes on when it ends
 
 
 TABLE = (
-    #   kind       per camera  port  stops  waits for   nice
+    #   kind       per camera  port  stops  waits for   nice  serves
     Row("infer",   False,      1,    1,     "",         0),
     Row("capture", True,       10,   0,     "control",  0),  # no frames before somebody can look at them
+    Row("learn",   False,      3,    0,     "control",  19, False),
     Row("gateway", False,      2,    2,     "control",  5),  # other machines; never at the cost of frames
 )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """One process to run: `name` is `infer`, `gateway` or `capture@CAMERA`."""
+    """One process to run: `name` is `infer`, `gateway`, `learn` or `capture@CAMERA`."""
 
     name: str
     row: Row
     port_offset: int
 
 
-def processes(cameras: list[str], *, is_remote: bool = False) -> list[Process]:
+def processes(cameras: list[str], *, is_remote: bool = False, learns: bool = False) -> list[Process]:
     """Return the processes for `cameras`, in the order in which they are started.
 
-    The gateway is among them when the daemon `is_remote`: serves other machines.
+    The gateway is among them when the daemon `is_remote`: serves other machines; learn when it `learns`.
     """
     rows: list[Process] = []
     for row in TABLE:
@@ -54,7 +56,7 @@ def processes(cameras: list[str], *, is_remote: bool = False) -> list[Process]:
             rows += [
                 Process(f"{row.kind}@{name}", row, row.port_offset + i) for i, name in enumerate(cameras)
             ]
-        else:
+        elif row.serves or learns:
             rows.append(Process(row.kind, row, row.port_offset))
     return rows
 

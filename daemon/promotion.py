@@ -18,6 +18,7 @@ from ..pipelines.assembly import StageConfigs, Stages, load_beside, missing_plan
 from ..pipelines.canary import Canary, check_space
 from ..pipelines.errors import ModelError, ReleaseError
 from ..pipelines.inference import InferencePipeline
+from ..pipelines.loop.lineage import check_erased
 from ..pipelines.model_store import ModelStore
 from ..pipelines.promotion import Event, Journal, PromotionJournal, keeps_dying
 from ..pipelines.release import FACTORY, LoadedRelease
@@ -156,9 +157,8 @@ class Promoter:
 
     def _configs(self, release: str) -> StageConfigs:
         """Return the configurations under which `release` would serve."""
-        stages = self._config.stages
-        ensemble = msgspec.structs.replace(stages.ensemble, release=release)
-        return msgspec.structs.replace(stages, ensemble=ensemble)
+        ensemble = msgspec.structs.replace(self._config.ensemble, release=release)
+        return msgspec.structs.replace(self._config.stages, ensemble=ensemble)
 
     def _promote(self, order: Promote) -> dict[str, Any]:
         if self._is_pinned:
@@ -168,6 +168,7 @@ class Promoter:
         name, stage = order.release, _first_stage(order.skip)
         if name != FACTORY:
             name = ReleaseStore(self._config.paths.state).get(name).release.id
+            check_erased(self._config.paths.state, name, is_accepted=order.despite_erasure)
         journal, serves = self._journal.read(), self._pipeline.serving.key
         if name == serves:
             raise ReleaseError(f"release {name} serves already")

@@ -1,7 +1,8 @@
 """Runs the processes of the table: starts, restarts, stops. Loads no image or network code.
 
 A process that fails is started again alone. One that fails too often ends everything, because nobody
-reads the log of a daemon that seems to run. One whose configuration is wrong (exit 78) is not started again.
+reads the log of a daemon that seems to run; one that serves nobody (learn) just stays down. One whose
+configuration is wrong (exit 78) is not started again.
 """
 
 import fcntl
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from ..pipelines.errors import ConfigError, VisagedError
+from ..pipelines.loop.progress import progress_path
 from .channels import is_listening, socket_file
 from .ledger import Ledger, ledger_path
 from .metrics import SupervisorMetrics
@@ -136,7 +138,8 @@ class Supervisor:
             self._judge(child, code, now_s)
 
     def _judge(self, child: Child, code: int, now_s: float) -> None:
-        if code == 0 and (child.process.row.kind == "capture" or self._all_cameras_done()):
+        row = child.process.row
+        if code == 0 and (row.kind == "capture" or not row.serves or self._all_cameras_done()):
             log.info("%s has finished", child.name)
             child.exit_code = 0
             return
@@ -145,6 +148,10 @@ class Supervisor:
             child.exit_code = EXIT_CONFIG
             return
         wait_s = child.history.wait_s(now_s)
+        if wait_s is None and not row.serves:
+            log.error("%s ends again and again, %s, and stays down", child.name, describe_exit(code))
+            child.exit_code = 1
+            return
         if wait_s is None:
             raise VisagedError(
                 f"gave up: {child.name} ended {MAX_RESTARTS + 1} times within {WINDOW_S:.0f} s, "
@@ -160,7 +167,8 @@ class Supervisor:
 
     def _verdict(self, now_s: float) -> int | None:
         """Return the exit code when there is nothing left to wait for."""
-        codes = [child.exit_code for child in self._children if child.exit_code is not None]
+        serving = [child for child in self._children if child.process.row.serves]
+        codes = [child.exit_code for child in serving if child.exit_code is not None]
         infer = next(child for child in self._children if child.process.row.kind == "infer")
         if infer.exit_code is not None:
             return max(codes)
@@ -269,9 +277,10 @@ def remove_leftovers(outline: Outline) -> None:
 
 
 def begin_books(outline: Outline) -> None:
-    """Remove the ledgers of an earlier run: this one counts from 1."""
+    """Remove the ledgers of an earlier run: this one counts from 1; and how far its learning was."""
     for path in outline.paths.runtime.glob("ledger-*"):
         path.unlink(missing_ok=True)
+    progress_path(outline.paths.runtime).unlink(missing_ok=True)
 
 
 def close_books(outline: Outline) -> None:
@@ -296,7 +305,8 @@ def run_supervisor(outline: Outline, file: Path, metrics: SupervisorMetrics, sto
         from .keys import KeyStore  # here: it loads ZeroMQ
 
         KeyStore(outline.keys)  # says what is wrong before anything is started
-    table = processes([camera.name for camera in outline.camera], is_remote=outline.remote.is_enabled)
+    names = [camera.name for camera in outline.camera]
+    table = processes(names, is_remote=outline.remote.is_enabled, learns=outline.learning.enabled)
     with lock_runtime(outline.paths.runtime):
         wait_for_others(outline.paths.runtime)
         remove_leftovers(outline)

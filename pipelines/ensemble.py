@@ -25,7 +25,7 @@ WARM_UP_RUNS = 3  # a GPU compiles in the first, records its graph in the second
 class EnsembleConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which networks run, how often, and how their answers are combined."""
 
-    members: tuple[str, ...] = ("face-resnet", "emotion-xception")
+    members: tuple[str, ...] = ("face-resnet", "emotion-vgg13", "emotion-resnet")
     """Names of networks in the registry; exactly one must give an embedding."""
     fusion: Rule = "sum"
     """Decision-level rule over the members' calibrated emotion probabilities."""

@@ -24,7 +24,7 @@ from .canary import Canary, Look, check_finite, check_space
 from .cropper import AnyCropper
 from .detector import Detector, DetectorConfig
 from .ensemble import Ensemble, EnsembleConfig, Outputs
-from .errors import ModelError
+from .errors import GalleryError, ModelError
 from .frame import Detection, Frame, Track
 from .fuser import Fused
 from .identity.identity import Identifier
@@ -158,8 +158,14 @@ class InferencePipeline:
             del work.due[n:]
 
     def embedding_of(self, camera: str, track: int) -> F32 | None:
-        """Return the `(D,)` embedding last computed for a track, or None."""
+        """Return the `(D,)` embedding last computed for a track, or None.
+
+        Raises:
+            GalleryError: the camera has identity switched off.
+        """
         view = self._views.get(camera)
+        if view and not view.identify:
+            raise GalleryError(f"camera {camera} has identity = false: nobody is enrolled from it")
         analysis = view.analyses.get(track) if view else None
         return analysis.embedding if analysis else None
 

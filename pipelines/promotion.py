@@ -17,6 +17,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
+from .audit import note
 from .cache_files import locked, sync_folder, write_atomically
 from .errors import MALFORMED, ModelError, ReleaseError
 from .release import FACTORY
@@ -63,6 +64,7 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     ("rolled back", "pardon"): "candidate",
 }
 ON_TRIAL: tuple[State, ...] = ("shadow", "canary")
+AUDITED: tuple[Event, ...] = ("waive", "promote", "roll back", "bless", "pardon")
 MAX_RESTARTS, RESTARTS_S = 2, 300.0  # of the process that serves a release on probation
 REMEMBERED = 1000  # entries of the history; the oldest go first
 
@@ -198,6 +200,8 @@ class PromotionJournal:
             journal = step(self.read(), release, event, at, why)
             write_atomically(self._path, msgspec.json.format(msgspec.json.encode(journal)))
             sync_folder(self._path.parent)
+        if event in AUDITED:
+            note(self._path.parent.parent, f"release {event}", detail=f"{release}: {why}")
         return journal
 
     def check(self, release: str, event: Event) -> None:

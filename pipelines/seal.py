@@ -1,7 +1,7 @@
-"""Seal what is stored of people with authenticated encryption (AES-256-GCM). The door to cryptography.
+"""Seal what is stored of people (AES-256-GCM), and sign receipts (Ed25519). The door to cryptography.
 
-A key file holds one 256-bit key per line as hex digits; the last line seals, all lines open, so a key
-is rotated by appending one. A sealed value is `key id (4) | nonce (12) | ciphertext and tag`.
+A key file holds one 256-bit key per line as hex digits; the last line seals or signs, all lines open, so a
+key is rotated by appending one. A sealed value is `key id (4) | nonce (12) | ciphertext and tag`.
 """
 
 import hashlib
@@ -11,7 +11,8 @@ import stat
 from pathlib import Path
 from typing import Self
 
-from cryptography.exceptions import InvalidTag
+from cryptography.exceptions import InvalidSignature, InvalidTag
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from .errors import StoreError
@@ -29,8 +30,8 @@ class Sealer:
     """Seals and opens bytes; a value opens only under the place (`context`) it was sealed for."""
 
     def __init__(self, keys: list[bytes]) -> None:
-        self._ciphers = {_key_id(key): AESGCM(key) for key in keys}
-        self._active = _key_id(keys[-1])
+        self._ciphers = {key_id(key): AESGCM(key) for key in keys}
+        self._active = key_id(keys[-1])
 
     @property
     def key_id(self) -> str:
@@ -44,20 +45,7 @@ class Sealer:
         Raises:
             StoreError: missing, readable by others, or no key file.
         """
-        try:
-            mode, text = path.stat().st_mode, path.read_text("ascii")
-        except (OSError, UnicodeDecodeError) as error:
-            raise StoreError(f"the key file {path} cannot be read ({error}); restore it") from error
-        # systemd lets our user read a credential by an access list, whose mask shows as the group's bits
-        if stat.S_IMODE(mode) & (0o037 if path == credential(path.name) else 0o077):
-            raise StoreError(f"the key file {path} can be read by others; run `chmod 600 {path}`")
-        try:
-            keys = [bytes.fromhex(line) for line in text.split()]
-        except ValueError:
-            keys = []
-        if not keys or any(len(key) != KEY_BYTES for key in keys):
-            raise StoreError(f"{path} is not a key file (a line of 64 hex digits per key); restore it")
-        return cls(keys)
+        return cls(read_keys(path))
 
     def seal(self, plain: bytes, context: str) -> bytes:
         """Return `plain` sealed for `context`, which is not stored but needed to open it."""
@@ -81,6 +69,67 @@ class Sealer:
             return cipher.decrypt(nonce, sealed[KEY_ID_BYTES + NONCE_BYTES :], context.encode())
         except (InvalidTag, ValueError) as error:
             raise StoreError(f"{context} was altered or moved; restore a backup") from error
+
+
+class Signer:
+    """Signs what others shall be able to check without a secret."""
+
+    def __init__(self, keys: list[bytes]) -> None:
+        self._keys = [Ed25519PrivateKey.from_private_bytes(key) for key in keys]
+
+    @classmethod
+    def from_file(cls, path: Path) -> Self:
+        """Read the keys in `path`, a file of mode 0600.
+
+        Raises:
+            StoreError: missing, readable by others, or no key file.
+        """
+        return cls(read_keys(path))
+
+    @property
+    def public(self) -> str:
+        """The public key of what `sign` returns, as 64 hex digits."""
+        return self.publics[-1]
+
+    @property
+    def publics(self) -> list[str]:
+        """The public keys of all keys, the oldest first."""
+        return [key.public_key().public_bytes_raw().hex() for key in self._keys]
+
+    def sign(self, data: bytes) -> str:
+        """Return the signature of `data` as hex digits."""
+        return self._keys[-1].sign(data).hex()
+
+
+def is_signed(data: bytes, signature: str, public: str) -> bool:
+    """Return whether `signature` of `data` was made with the key whose public half is `public`, both hex."""
+    try:
+        Ed25519PublicKey.from_public_bytes(bytes.fromhex(public)).verify(bytes.fromhex(signature), data)
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+def read_keys(path: Path) -> list[bytes]:
+    """Return the keys in `path`, the oldest first: a file of mode 0600 or a systemd credential.
+
+    Raises:
+        StoreError: missing, readable by others, or no key file.
+    """
+    try:
+        mode, text = path.stat().st_mode, path.read_text("ascii")
+    except (OSError, UnicodeDecodeError) as error:
+        raise StoreError(f"the key file {path} cannot be read ({error}); restore it") from error
+    # systemd lets our user read a credential by an access list, whose mask shows as the group's bits
+    if stat.S_IMODE(mode) & (0o037 if path == credential(path.name) else 0o077):
+        raise StoreError(f"the key file {path} can be read by others; run `chmod 600 {path}`")
+    try:
+        keys = [bytes.fromhex(line) for line in text.split()]
+    except ValueError:
+        keys = []
+    if not keys or any(len(key) != KEY_BYTES for key in keys):
+        raise StoreError(f"{path} is not a key file (a line of 64 hex digits per key); restore it")
+    return keys
 
 
 def create_key_file(path: Path) -> None:
@@ -115,5 +164,6 @@ def _write_private(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
-def _key_id(key: bytes) -> bytes:
+def key_id(key: bytes) -> bytes:
+    """Return the name of a key, which a sealed value begins with."""
     return hashlib.sha256(b"visaged key id" + key).digest()[:KEY_ID_BYTES]

@@ -1,5 +1,6 @@
 """`visaged flag`: say that what was published of a face is wrong, or right; it becomes a sample."""
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -10,12 +11,14 @@ from rich.console import Console
 from ..daemon import toml_file
 from ..daemon.control import Flag
 from ..daemon.outline import Outline, load_outline
+from ..pipelines.identity.consent import check_consent
 from ..pipelines.identity.gallery import Gallery
 from ..pipelines.loop.said import Said, label_of, teach
 from ..pipelines.loop.sample import Sample
 from ..pipelines.loop.sample_store import SampleStore
 from ..pipelines.message import EMOTIONS
 from .connection import EndpointOption, KeyOption, connect
+from .people import requires_consent
 
 PATIENCE_S = 10.0  # a disk may be slow; the answer comes after it
 
@@ -71,7 +74,8 @@ def flag(
     console = Console(highlight=False)
     try:
         if ":" not in what:
-            sample = label_sample(what, msgspec.convert(said, Said), paths.state)
+            needs_consent = bool(person) and requires_consent(config)
+            sample = label_sample(what, msgspec.convert(said, Said), paths.state, needs_consent=needs_consent)
             console.print(sentence(sample), markup=False, soft_wrap=True)
             return
         camera, track = camera_and_track(what)
@@ -86,15 +90,17 @@ def flag(
     console.print(f"{seen} (seen {answer['age_s']:.1f} s before)", markup=False, soft_wrap=True)
 
 
-def label_sample(id: str, said: Said, state: Path) -> Sample:
+def label_sample(id: str, said: Said, state: Path, *, needs_consent: bool = False) -> Sample:
     """Store what people say of a stored sample, let the gallery know, and return the sample.
 
     Raises:
         SampleError: there is no such sample, or nothing to confirm.
-        GalleryError: the name cannot be used, or nobody has it.
+        GalleryError: the name cannot be used, nobody has it, or a consent that is needed is missing.
     """
     with SampleStore(state) as store, Gallery(state) as gallery:
         before = store.sample(id)
+        if needs_consent:
+            check_consent(gallery, said.person, "", time.time())
         sample = store.label(before.id, label_of(said, before.shown_emotion, before.identity, gallery))
         teach(gallery, sample, store.face(sample.id).embedding)
     return sample

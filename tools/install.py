@@ -21,7 +21,13 @@ from ..pipelines.errors import VisagedError
 
 SOURCE = Path(__file__).resolve().parents[1] / "systemd"
 SHIPPED_PYTHON = "/opt/visaged/.venv/bin/python"  # in the units as they are shipped
-UNITS = ("visaged.target", "visaged-infer.service", "visaged-gateway.service", "visaged-capture@.service")
+UNITS = (
+    "visaged.target",
+    "visaged-infer.service",
+    "visaged-capture@.service",
+    "visaged-gateway.service",
+    "visaged-learn.service",
+)
 FILES = {
     **{unit: f"/etc/systemd/system/{unit}" for unit in UNITS},
     "sysusers.d/visaged.conf": "/etc/sysusers.d/visaged.conf",
@@ -276,7 +282,8 @@ def units_of(system: System) -> list[str]:
         return []
     gateway = ["visaged-gateway.service"] if outline.remote.is_enabled else []
     cameras = [f"visaged-capture@{camera.name}.service" for camera in outline.camera]
-    return ["visaged-infer.service", *gateway, *cameras]
+    learn = ["visaged-learn.service"] if outline.learning.enabled else []
+    return ["visaged-infer.service", *gateway, *learn, *cameras]
 
 
 def write(path: Path, text: str, mode: int) -> None:

@@ -10,6 +10,7 @@ from rich.table import Table
 from ..daemon import keys, toml_file
 from ..daemon.keys import Role
 from ..daemon.outline import Outline, load_outline
+from ..pipelines.audit import note
 
 app = typer.Typer(
     no_args_is_help=True, help="Say which clients on other machines may connect, and what they may do."
@@ -61,6 +62,7 @@ def add(
     file = to or Path(f"{name}.key")
     client = keys.add_client(_folder(config), name, role, file)
     roles = ", ".join(role.value for role in client.roles)
+    note(_outline(config).paths.state, "client key added", detail=f"{client.name}: {roles}")
     _say(f"{client.name} may: {roles}. Move {file} to its machine, and keep no copy here.")
 
 
@@ -97,6 +99,7 @@ def revoke(name: NameArgument, config: ConfigOption = None) -> None:
       visaged keys revoke laptop
     """
     client = keys.revoke_client(_folder(config), name)
+    note(_outline(config).paths.state, "client key revoked", detail=client.name)
     _say(f"{client.name} may do nothing any more, within a second")
 
 
@@ -115,12 +118,17 @@ def rotate(
     if not yes:
         typer.confirm("Disconnect every client until it is given the new key?", abort=True)
     pair = keys.rotate_server(folder)
+    note(_outline(config).paths.state, "server key rotated")
     _say(f'tell every client:  server = "{pair.public}"')
 
 
 def _folder(config: Path | None) -> Path:
+    return _outline(config).keys
+
+
+def _outline(config: Path | None) -> Outline:
     file = toml_file.find_file(config)
-    return (load_outline(file) if file else Outline()).keys
+    return load_outline(file) if file else Outline()
 
 
 def _say(sentence: str) -> None:

@@ -14,7 +14,11 @@ from rich.table import Table
 from ..daemon import toml_file
 from ..daemon.control import EnrolTrack
 from ..daemon.outline import Outline, load_outline
+from ..pipelines.audit import note
+from ..pipelines.erasure import Forgotten
+from ..pipelines.erasure import forget as erase
 from ..pipelines.errors import GalleryError, VisagedError
+from ..pipelines.identity.consent import check_consent, check_note, has_consent
 from ..pipelines.identity.gallery import Gallery
 from ..pipelines.loop.sample_store import SampleStore
 from .connection import EndpointOption, KeyOption, connect
@@ -44,7 +48,9 @@ def enroll(
         str, typer.Option("--track", help="A face seen now, as CAMERA:TRACK (`visaged watch` shows them).")
     ] = "",
     stranger: Annotated[str, typer.Option(help="A stranger seen before, such as unknown-17.")] = "",
-    consent: Annotated[str, typer.Option(help="Note about the person's consent, kept with the name.")] = "",
+    consent: Annotated[
+        str, typer.Option(help='Note about their consent, such as "form 7, expires 2027-11-25".')
+    ] = "",
     largest: LargestOption = False,
     endpoint: EndpointOption = "",
     key: KeyOption = None,
@@ -74,13 +80,17 @@ def enroll(
             "--endpoint goes with --track only: photos are enrolled where the gallery is"
         )
     if live:
-        order = order_of(name, live)
+        order = order_of(name, live, consent)
         with connect(_outline(config).paths.runtime, endpoint, key) as daemon:
             answer = daemon.request(order)
         console.print(f"{name}: {answer.get('templates', 1)} templates", markup=False)
     elif stranger:
         with _gallery(config, state) as gallery:
-            gallery.name_stranger(stranger, name)
+            check_note(consent)
+            if requires_consent(config):
+                check_consent(gallery, name, consent, time.time())
+            gallery.name_stranger(stranger, name, consent=consent)
+            note(gallery.folder, "enrol", person=gallery.number_of(name), detail="a stranger")
         console.print(f"{stranger} is {name} now; undo with  visaged unmerge {stranger}", markup=False)
     else:
         people = _people_given(name, photos or [], folder)
@@ -135,6 +145,12 @@ def people(
             _plain(person.consent),
         )
     console.print(table)
+    for person in everybody:
+        if person.consent and not has_consent(person.consent, time.time()):
+            console.print(
+                f"[yellow]the consent of {_plain(person.name)} has expired; renew or forget[/]",
+                soft_wrap=True,
+            )
 
 
 def forget(
@@ -143,10 +159,12 @@ def forget(
     config: ConfigOption = None,
     state: StateOption = None,
 ) -> None:
-    """Remove people and everything stored about them, and print a receipt.
+    """Remove people and everything stored about them, and sign a receipt.
 
     Templates, negatives, merges, samples and everyone merged into them go, and the bytes are overwritten in
-    the files. This cannot be undone. Backups are yours to delete.
+    the files; releases that learned from them are marked and not promoted any more. This cannot be undone.
+    Backups are yours to delete. The receipt, in the folder `receipts`, says what was erased and not who:
+    only with the code that is printed here, and kept nowhere, can somebody show that it is theirs.
 
     Examples:
       visaged forget "Ada Lovelace"
@@ -158,27 +176,7 @@ def forget(
     folder = state or _outline(config).paths.state
     with Gallery(folder) as gallery, SampleStore(folder) as samples:
         for name in names:
-            exact = gallery.name_of(name)
-            aliases = next((p.aliases for p in gallery.people() if p.name == exact), ())
-            # samples first: whoever is interrupted here can still ask again by the name
-            n_samples, is_scrubbed = samples.forget([exact, *aliases])
-            if n_samples and not gallery.has(name):
-                console.print(f"forgot {name}: removed {n_samples} samples", markup=False, soft_wrap=True)
-                continue
-            receipt = gallery.forget(name)
-            also = f" (also {', '.join(receipt.aliases)})" if receipt.aliases else ""
-            console.print(
-                f"forgot {receipt.person}{also}: removed {receipt.templates} templates, "
-                f"{receipt.negatives} negatives, {receipt.merges} merges, {n_samples} samples",
-                markup=False,
-                soft_wrap=True,
-            )
-            if not (receipt.is_scrubbed and is_scrubbed):
-                console.print(
-                    "another process was reading: the old bytes go from the log when it next pauses; "
-                    "restart the daemon to be sure",
-                    style="yellow",
-                )
+            _print_forgotten(console, erase(name, gallery, samples, folder))
 
 
 def merge(
@@ -194,7 +192,9 @@ def merge(
       visaged merge Ada unknown-17
     """
     with _gallery(config, state) as gallery:
+        numbers = gallery.number_of(kept), gallery.number_of(absorbed)
         gallery.merge(kept, absorbed)
+        note(gallery.folder, "merge", person=numbers[0], detail=f"absorbed number {numbers[1]}")
     Console(highlight=False).print(
         f"{absorbed} counts as {kept} now; undo with  visaged unmerge {absorbed!r}", markup=False
     )
@@ -212,6 +212,8 @@ def unmerge(
     """
     with _gallery(config, state) as gallery:
         kept, own = gallery.unmerge(name)
+        detail = f"was in number {gallery.number_of(kept)}"
+        note(gallery.folder, "unmerge", person=gallery.number_of(own), detail=detail)
     Console(highlight=False).print(f"{own} is no longer part of {kept}", markup=False)
 
 
@@ -234,7 +236,7 @@ def reject(
             console.print(f"{photo} is not {name}", markup=False, soft_wrap=True)
 
 
-def order_of(name: str, live: str) -> EnrolTrack:
+def order_of(name: str, live: str, consent: str = "") -> EnrolTrack:
     """Return the order to enrol the face `live`, given as CAMERA:TRACK.
 
     Raises:
@@ -243,7 +245,7 @@ def order_of(name: str, live: str) -> EnrolTrack:
     camera, _, number = live.rpartition(":")
     if not camera or not number.isdecimal() or int(number) < 1:
         raise typer.BadParameter(f"--track wants CAMERA:TRACK, such as door:3, not {live!r}")
-    return EnrolTrack(camera=camera, track=int(number), name=name)
+    return EnrolTrack(camera=camera, track=int(number), name=name, consent=consent)
 
 
 def enroll_photos(
@@ -270,6 +272,26 @@ def enroll_photos(
         stored += report.templates > 0
     console.print(f"{stored} of {len(people)} people enrolled, {failed} failures", soft_wrap=True)
     return failed
+
+
+def _print_forgotten(console: Console, forgotten: Forgotten) -> None:
+    receipt, (name, *aliases) = forgotten.receipt, forgotten.names
+    also = f" (also {', '.join(aliases)})" if aliases else ""
+    lines = [
+        f"forgot {name}{also}: removed {receipt.templates} templates, {receipt.negatives} negatives, "
+        f"{receipt.merges} merges, {receipt.samples} samples",
+        f"receipt {forgotten.path}; for the person: {name}, code {forgotten.code} (kept nowhere)",
+    ]
+    for release in receipt.releases:
+        lines.append(f"release {release} learned from them: see  visaged release show {release}")
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)
+    if not receipt.is_scrubbed:
+        console.print(
+            "another process was reading: the old bytes go from the log when it next pauses; "
+            "restart the daemon to be sure",
+            style="yellow",
+        )
 
 
 def _print_report(console: Console, report: "PersonReport") -> None:
@@ -324,6 +346,13 @@ def _gallery(config: Path | None, state: Path | None) -> Iterator[Gallery]:
 def _outline(config: Path | None) -> Outline:
     file = toml_file.find_file(config)
     return load_outline(file) if file else Outline()
+
+
+def requires_consent(config: Path | None) -> bool:
+    """Return whether the configuration asks for a consent with every name."""
+    from ..daemon.config import find_config
+
+    return find_config(config).identity.require_consent
 
 
 def _plain(text: str) -> str:

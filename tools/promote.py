@@ -29,6 +29,9 @@ def promote(
     skip_gates: Annotated[bool, typer.Option("--skip-gates", help="Answer for it yourself.")] = False,
     skip_shadow: Annotated[bool, typer.Option("--skip-shadow", help="Let it answer at once.")] = False,
     skip_canary: Annotated[bool, typer.Option("--skip-canary", help="For all tracks at once.")] = False,
+    despite_erasure: Annotated[
+        bool, typer.Option("--despite-erasure", help="Although it learned from people forgotten since.")
+    ] = False,
     why: WhyOption = "",
     config: ConfigOption = None,
 ) -> None:
@@ -47,7 +50,8 @@ def promote(
     console = Console()
     with ControlClient(_runtime(config)) as control:
         skip = tuple(stage for stage, is_skipped in asked.items() if is_skipped)
-        done = control.request(Promote(release=release, skip=skip, why=why))
+        order = Promote(release=release, skip=skip, why=why, despite_erasure=despite_erasure)
+        done = control.request(order)
         _wait_until_loaded(control, console)
     stage = "serves, on probation" if done["stage"] == "promote" else f"is in {done['stage']}"
     console.print(f"release {done['release']} {stage}")

@@ -19,6 +19,7 @@ from ..pipelines.errors import MALFORMED, ConfigError, ModelError, ReleaseError
 from ..pipelines.fuser import Fuser, Group
 from ..pipelines.importers.halved import widen_weights
 from ..pipelines.learning.combiner import How, calibrate, fit_combination
+from ..pipelines.loop.lineage import marks_of
 from ..pipelines.model_store import ModelStore, ModelsWith, NetworkFiles
 from ..pipelines.promotion import PromotionJournal
 from ..pipelines.registry import Network
@@ -103,12 +104,14 @@ def list_releases(config: ConfigOption = None) -> None:
     """List the releases that are kept, the oldest first."""
     settings, console = find_config(config), Console()
     journal = PromotionJournal(settings.paths.state).read()
+    marks = marks_of(settings.paths.state)
     table = Table("release", "state", "made", "members", "fusion", "note", box=None)
     for stored in ReleaseStore(settings.paths.state).all():
         made = time.strftime("%Y-%m-%d %H:%M", time.localtime(stored.about.made_at))
         names = ", ".join(member.network.name for member in stored.release.members)
         blessed = ", blessed" if stored.release.id == journal.blessed else ""
-        state = journal.state_of(stored.release.id) + blessed
+        erased = ", learned from erased samples" if stored.release.id in marks else ""
+        state = journal.state_of(stored.release.id) + blessed + erased
         table.add_row(stored.release.id, state, made, names, str(stored.release.fusion), stored.about.note)
     console.print(table if table.row_count else "no releases; `visaged release make` makes one")
 

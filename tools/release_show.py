@@ -12,6 +12,7 @@ from rich.table import Table
 from ..daemon.config import find_config
 from ..pipelines.errors import ReleaseError
 from ..pipelines.gates import GateReport, GateResult, read_report
+from ..pipelines.loop.lineage import clean_ancestor, erased_of, marks_of
 from ..pipelines.promotion import Journal, PromotionJournal
 from ..pipelines.release_store import ReleaseStore, StoredRelease
 from .release_gates import gate_table
@@ -29,6 +30,7 @@ def show(
     stored.networks()
     journal, report = PromotionJournal(settings.paths.state).read(), read_report(stored)
     name = stored.release.id
+    marks = marks_of(settings.paths.state).get(name, ())
     if out is not None:
         from ..pipelines.learning.plots import draw_gates  # matplotlib is an extra
 
@@ -41,11 +43,16 @@ def show(
             "folder": str(stored.folder),
             "state": journal.state_of(name),
             "gates": report,
+            "erased": marks,
             "history": history,
         }
         console.print_json(msgspec.json.encode(content).decode())
         return
     _print(console, stored, journal, report)
+    if marks:
+        advice = f"serve {clean_ancestor(settings.paths.state, name)} and learn again without them"
+        said = f"{erased_of(settings.paths.state, name)}; {advice}"
+        console.print(said, style="yellow", highlight=False, soft_wrap=True)
     if out is not None:
         console.print(f"wrote {out}", soft_wrap=True)
 

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from ..daemon import toml_file
 from ..daemon.outline import Outline, load_outline
+from ..pipelines.audit import note
 from ..pipelines.errors import SampleError
 from ..pipelines.identity.gallery import Gallery
 from ..pipelines.learning.contact_sheet import write_png
@@ -91,6 +92,7 @@ def show(
     with SampleStore(_folder(config, folder)) as store:
         found = store.sample(sample)
         face = store.face(found.id)
+    note(_folder(config, folder), "sample shown", detail=found.id)
     write_png(face.chip, out, PRIVATE)
     console = Console(highlight=False)
     for line in (
@@ -120,6 +122,7 @@ def remove(
         for found in [store.sample(id) for id in samples]:
             n_templates = gallery.withdraw(found.lesson)
             store.remove(found.id)
+            note(where, "sample removed", detail=found.id)
             also = f" and {n_templates} templates" if n_templates else ""
             console.print(f"removed sample {found.id}{also}", markup=False)
 
@@ -149,6 +152,7 @@ def sheet(
             Moment(store.face(s.id).chip, f"{s.id[:6]} {shown(s)} > {_verdict(s) or '?'}")
             for s in progress(found, description="Drawing", transient=True)
         ]
+    note(_folder(config, folder), "samples shown", detail=f"{len(found)} in a sheet, newest {found[-1].id}")
     title = f"{len(found)} samples: id, shown as > said to be"
     write_png(contact_sheet(title, moments, columns=6, tile_width=260), out, PRIVATE)
     Console(highlight=False).print(f"wrote {out}", markup=False, soft_wrap=True)

@@ -10,6 +10,7 @@ from rich.table import Table
 from ..daemon import toml_file
 from ..daemon.control import Status
 from ..daemon.outline import Outline, load_outline
+from ..pipelines.loop.progress import read_progress
 from .connection import EndpointOption, KeyOption, connect
 
 
@@ -35,6 +36,8 @@ def status(
     console = Console()
     for line in lines_of(answer):
         console.print(line, highlight=False, soft_wrap=True)
+    if (progress := read_progress(outline.paths.runtime)) is not None:
+        console.print(f"learning: {progress}", highlight=False, markup=False, soft_wrap=True)
     console.print(cameras_of(answer["cameras"]))
 
 
@@ -48,6 +51,8 @@ def lines_of(answer: dict[str, Any]) -> list[str]:
         if engine["is_fallback"]:
             line += f"  [yellow]stands in: {engine['reason']}[/yellow]"
         lines.append(line)
+    if answer.get("erased"):
+        lines.append(f"  [yellow]{answer['erased']}; see `visaged release show`[/yellow]")
     lines += promotion_lines(answer.get("promotion", {}))
     if answer["upgrade"] not in ("none needed", "done"):
         lines.append(f"  plans: {answer['upgrade']}")

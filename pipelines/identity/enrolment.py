@@ -1,5 +1,6 @@
 """Enrol people from photos: read, find the one face, check, store. One transaction per person."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +9,10 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ..audit import note
 from ..errors import PhotoError
 from ..photo import SUFFIXES, read_photo
+from .consent import check_consent, check_note
 from .gallery import Gallery
 from .matcher import IdentityConfig, Matcher
 
@@ -95,8 +98,12 @@ class Enrolment:
         """Add the faces in `photos` to `name`: those that can be used, all at once; report on every photo.
 
         Raises:
-            GalleryError: the name cannot be used or the gallery cannot be written; nothing is stored.
+            GalleryError: the name cannot be used, the consent that is required is missing, or the gallery
+                cannot be written; nothing is stored.
         """
+        check_note(consent)
+        if self._config.require_consent:
+            check_consent(self._gallery, name, consent, time.time())
         others = self._others(name)
         reports = [self._report(path, others, largest) for path in photos]
         good = [(report.path, report.face) for report in reports if report.face is not None]
@@ -110,6 +117,8 @@ class Enrolment:
             sources=[path.name for path, _ in good],
             consent=consent,
         )
+        number = self._gallery.number_of(name)
+        note(self._gallery.folder, "enrol", person=number, detail=f"{len(good)} photos")
         return PersonReport(name, tuple(reports), count)
 
     def reject(self, name: str, photo: Path, *, largest: bool = False) -> None:
@@ -121,6 +130,7 @@ class Enrolment:
         """
         face = self.read_face(photo, largest=largest)
         self._gallery.reject(name, face.embedding[None], space=self._space, source=photo.name)
+        note(self._gallery.folder, "reject", person=self._gallery.number_of(name), detail="a photo")
 
     def _others(self, name: str) -> Matcher:
         """Return a matcher of everybody but `name`."""

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from ..errors import GalleryError
 from ..store_file import open_store
 from .gallery_schema import GALLERY, ROOTS, context_of
-from .person import STRANGER_PREFIX, Person, Receipt, Templates, clean_name
+from .person import STRANGER_PREFIX, Person, Removed, Templates, clean_name
 
 F32 = npt.NDArray[np.float32]
 
@@ -44,7 +44,7 @@ class Gallery:
         Raises:
             StoreError: corrupt, no key, or the folder cannot be written.
         """
-        self._now = now
+        self.folder, self._now = state, now
         self._file, self._sealer = open_store(GALLERY, state, key=key, timeout_s=timeout_s)
         self._seen_version = self._file.data_version()
         self._has_own_change = True
@@ -96,7 +96,7 @@ class Gallery:
         """
         name = clean_name(name)
         with self._file.transaction():
-            person = self._find(name)
+            person = self.number_of(name)
             if person is None:
                 now = self._now()
                 person = self._file.insert(
@@ -160,14 +160,25 @@ class Gallery:
 
     def has(self, name: str) -> bool:
         """Return whether somebody is called `name`, also by a merge."""
-        return self._find(name) is not None
+        return self.number_of(name) is not None
 
     def name_of(self, name: str) -> str:
         """Return under which name `name` is listed, through merges; of nobody, `name` itself."""
-        person = self._find(name)
+        person = self.number_of(name)
         if person is None:
             return name
         return str(self._file.rows("SELECT name FROM people WHERE id = ?", (person,))[0][0])
+
+    def number_of(self, name: str) -> int | None:
+        """Return the number of whoever is called `name`, through merges; None: nobody. Never used twice."""
+        rows = self._file.rows(
+            ROOTS + "SELECT top FROM root JOIN people USING (id) WHERE name = ? COLLATE NOCASE", (name,)
+        )
+        return int(rows[0][0]) if rows else None
+
+    def names_by_number(self) -> dict[int, str]:
+        """Return everybody's name, merged or not, by their number."""
+        return {int(id): str(name) for id, name in self._file.rows("SELECT id, name FROM people")}
 
     def people(self) -> list[Person]:
         """Return everybody, enrolled people first, by name; merged ones as aliases of who they are in."""
@@ -233,7 +244,7 @@ class Gallery:
                 "INSERT INTO merges (kept, absorbed, created_at) VALUES (?, ?, ?)", (into, gone, self._now())
             )
 
-    def name_stranger(self, stranger: str, name: str) -> int:
+    def name_stranger(self, stranger: str, name: str, consent: str = "") -> int:
         """Make `stranger` count as `name`, a new or an enrolled person; `unmerge` undoes it.
 
         Raises:
@@ -242,7 +253,7 @@ class Gallery:
         with self._file.transaction():
             if not self._is_stranger(self._require(stranger)):
                 raise GalleryError(f"{stranger} is enrolled, not a stranger; use `visaged merge`")
-            self.enrol(name, np.zeros((0, 0), np.float32), space="")
+            self.enrol(name, np.zeros((0, 0), np.float32), space="", consent=consent)
             return self.merge(name, stranger)
 
     def unmerge(self, name: str) -> tuple[str, str]:
@@ -268,7 +279,7 @@ class Gallery:
             self._has_own_change = True
         return kept, exact
 
-    def forget(self, name: str) -> Receipt:
+    def forget(self, name: str) -> Removed:
         """Remove a person or stranger with everything known about them, also from the file's free pages.
 
         Whoever was merged into them is the same human and goes too.
@@ -293,7 +304,7 @@ class Gallery:
             )
             self._file.run(f"DELETE FROM people WHERE id IN ({marks})", ids)
             self._has_own_change = True
-        return Receipt(
+        return Removed(
             person=exact,
             aliases=tuple(n for i, n in everyone if i != person),
             templates=templates,
@@ -378,15 +389,8 @@ class Gallery:
         plain = [self._sealer.open(sealed, context_of(uid, person, space, False)) for uid, sealed in rows]
         return [np.frombuffer(p, dtype="<f4").astype(np.float32) for p in plain]
 
-    def _find(self, name: str) -> int | None:
-        """Return the id of who answers to `name`, through merges."""
-        rows = self._file.rows(
-            ROOTS + "SELECT top FROM root JOIN people USING (id) WHERE name = ? COLLATE NOCASE", (name,)
-        )
-        return int(rows[0][0]) if rows else None
-
     def _require(self, name: str) -> int:
-        person = self._find(name)
+        person = self.number_of(name)
         if person is None:
             raise GalleryError(f"nobody is called {name}; `visaged people` lists who is")
         return person

@@ -1,7 +1,8 @@
 """Who each track is: evidence over several frames, compared with the gallery, with some inertia."""
 
+import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -9,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..message import Identity
+from .consent import check_consent, check_note, day_of, has_consent
 from .gallery import Gallery
 from .matcher import IdentityConfig, Matcher
 from .strangers import Strangers
@@ -60,7 +62,14 @@ class _Evidence:
 class Identifier:
     """Gives names to tracks. Owned by the inference thread, with its gallery."""
 
-    def __init__(self, gallery: Gallery, space: str, config: IdentityConfig) -> None:
+    def __init__(
+        self,
+        gallery: Gallery,
+        space: str,
+        config: IdentityConfig,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._now = now
         self._gallery, self._space, self._config = gallery, space, config
         self._tracks: dict[tuple[str, int], _Evidence] = {}
         self._strangers = Strangers(gallery, space, config)
@@ -68,8 +77,10 @@ class Identifier:
         gallery.changed()
 
     def refresh(self) -> bool:
-        """Read the gallery again if somebody changed it; return whether."""
-        if not self._gallery.changed():
+        """Read the gallery again if somebody changed it, or a consent may have expired; return whether."""
+        is_changed = self._gallery.changed()
+        is_new_day = self._config.require_consent and day_of(self._now()) != self._loaded_on
+        if not (is_changed or is_new_day):
             return False
         self._matcher = self._load()
         for evidence in self._tracks.values():
@@ -79,11 +90,27 @@ class Identifier:
                 evidence.verdict = Identity()
         return True
 
-    def enrol(self, name: str, embeddings: F32, *, source: str) -> int:
-        """Add templates `(N, D)` of this identifier's space to `name`; return how many there are now."""
-        count = self._gallery.enrol(name, embeddings, space=self._space, sources=[source] * len(embeddings))
+    def enrol(self, name: str, embeddings: F32, *, source: str, consent: str = "") -> int:
+        """Add templates `(N, D)` of this identifier's space to `name`; return how many there are now.
+
+        Raises:
+            GalleryError: the name cannot be used, or the consent that is required is missing.
+        """
+        self.check_consent(name, consent)
+        sources = [source] * len(embeddings)
+        count = self._gallery.enrol(name, embeddings, space=self._space, sources=sources, consent=consent)
         self.refresh()
         return count
+
+    def check_consent(self, name: str, given: str = "") -> None:
+        """Refuse to learn who somebody is without their consent, where it is required.
+
+        Raises:
+            GalleryError: it is missing or expired, or `given` has a date that nobody would heed.
+        """
+        check_note(given)
+        if self._config.require_consent:
+            check_consent(self._gallery, name, given, self._now())
 
     def identify(
         self, camera: str, track_ids: Sequence[int], embeddings: F32, qualities: F32, captured_ns: int
@@ -135,8 +162,14 @@ class Identifier:
 
     def _load(self) -> Matcher:
         self._strangers.load()
+        self._loaded_on = day_of(self._now())
+        templates = self._gallery.templates(self._space)
+        if self._config.require_consent:
+            for person in self._gallery.people():
+                if not has_consent(person.consent, self._now()):
+                    templates = templates.without(person.name)
         return Matcher(
-            self._gallery.templates(self._space),
+            templates,
             self._gallery.templates(self._space, negatives=True),
             self._config,
         )

@@ -38,6 +38,8 @@ class IdentityConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Quality from which an unknown face is given a number."""
     stranger_ttl_s: Annotated[float, Meta(ge=0)] = 86_400.0
     """Seconds after which a stranger who was not seen again is deleted."""
+    require_consent: bool = False
+    """Whether to enrol and to publish only names with a note of consent that has not expired."""
     exact_up_to: Annotated[int, Meta(ge=0)] = 20_000
     """Templates up to which the search is exact."""
 

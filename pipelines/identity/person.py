@@ -45,7 +45,7 @@ class Person(Struct, frozen=True, kw_only=True):
         )
 
 
-class Receipt(Struct, frozen=True, kw_only=True):
+class Removed(Struct, frozen=True, kw_only=True):
     """What `forget` removed; `is_scrubbed` is false while another process still reads the old file."""
 
     person: str

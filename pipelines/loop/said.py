@@ -4,6 +4,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
+from ..audit import note
 from ..errors import GalleryError, SampleError
 from ..identity.gallery import F32, Gallery
 from ..identity.person import clean_name
@@ -59,8 +60,10 @@ def label_of(said: Said, shown_emotion: str, identity: Identity, gallery: Galler
     )
 
 
-def teach(gallery: Gallery, sample: Sample, embedding: F32 | None) -> bool:
+def teach(gallery: Gallery, sample: Sample, embedding: F32 | None, *, who: str = "") -> bool:
     """Let the gallery know what is said of the sample's person, and no more; return whether there is a word.
+
+    The audit log hears of it too: `who` said it, else the user of this process.
 
     Raises:
         GalleryError: the name cannot be used, or nobody has it any more.
@@ -71,4 +74,7 @@ def teach(gallery: Gallery, sample: Sample, embedding: F32 | None) -> bool:
     gallery.teach(
         sample.lesson, embedding, space=sample.space, person=label.person, not_people=label.not_people
     )
+    for what, name in (("flag person", label.person), *(("flag not person", n) for n in label.not_people)):
+        if name:
+            note(gallery.folder, what, person=gallery.number_of(name), detail=sample.lesson, who=who)
     return True

@@ -34,6 +34,11 @@ COLUMNS = (
     "disagreement, shown_emotion, identity, emotion, person, not_people, is_face"
 )
 
+THEIRS = (
+    "SELECT id FROM samples WHERE person = ?1 OR (seen_as = ?1 AND person = '' AND NOT EXISTS "
+    "(SELECT 1 FROM json_each(not_people) WHERE value = ?1 COLLATE NOCASE))"
+)
+
 
 class _Face(Struct, frozen=True):
     """What `sealed_face` holds, as MessagePack; arrays are little-endian float32."""
@@ -158,7 +163,7 @@ class SampleStore:
         rows = self._file.rows("SELECT sealed_face, sealed_embedding FROM samples WHERE id = ?", (id,))
         if not rows:
             raise SampleError(f"the sample {id} is gone")
-        face = msgspec.msgpack.decode(self._sealer.open(rows[0][0], _face_context(id)), type=_Face)
+        face = msgspec.msgpack.decode(self._sealer.open(rows[0][0], face_context(id)), type=_Face)
         bgr = np.asarray(cv2.imdecode(np.frombuffer(face.png, np.uint8), cv2.IMREAD_COLOR), np.uint8)
         embedding = None if rows[0][1] is None else self._open_embedding(id, rows[0][1])
         return StoredFace(
@@ -210,25 +215,27 @@ class SampleStore:
             self._file.empty_log()
         return n_deleted
 
-    def forget(self, names: Sequence[str]) -> tuple[int, bool]:
+    def forget(
+        self, names: Sequence[str], before: Callable[[list[str]], None] = lambda ids: None
+    ) -> tuple[int, bool]:
         """Delete every sample of whoever has one of these names, and the names in the samples of others.
 
         A sample is theirs when people say so, or when the daemon took it for them and nobody said otherwise.
+        `before` hears the ids of them all before any is deleted; what it raises leaves all as it was.
 
         Returns:
             How many were deleted, and whether the bytes are gone from the file already: not while another
             process reads.
         """
         with self._file.transaction():
-            n_deleted = 0
+            rows = [row for name in names for row in self._file.rows(THEIRS, (name,))]
+            ids = sorted({str(id) for (id,) in rows})
+            before(ids)
+            for id in ids:
+                self._file.run("DELETE FROM samples WHERE id = ?", (id,))
             for name in names:
-                n_deleted += self._file.run(
-                    "DELETE FROM samples WHERE person = ?1 OR (seen_as = ?1 AND person = '' AND NOT EXISTS "
-                    "(SELECT 1 FROM json_each(not_people) WHERE value = ?1 COLLATE NOCASE))",
-                    (name,),
-                )
                 self._scrub_name(name)
-        return n_deleted, self._file.drain_log()  # in the file itself SQLite overwrites what it deletes
+        return len(ids), self._file.drain_log()  # in the file itself SQLite overwrites what it deletes
 
     def _scrub_name(self, name: str) -> None:
         """Take a name out of the samples of other people."""
@@ -249,9 +256,9 @@ class SampleStore:
             members={name: _bytes(values) for name, values in sighting.members.items()},
         )
         id, embedding = sighting.id, sighting.embedding
-        sealed = self._sealer.seal(msgspec.msgpack.encode(face), _face_context(id))
+        sealed = self._sealer.seal(msgspec.msgpack.encode(face), face_context(id))
         sealed_embedding = (
-            None if embedding is None else self._sealer.seal(_bytes(embedding), _embedding_context(id))
+            None if embedding is None else self._sealer.seal(_bytes(embedding), embedding_context(id))
         )
         row: dict[str, Any] = {
             "id": id,
@@ -312,7 +319,7 @@ class SampleStore:
                 return
 
     def _open_embedding(self, id: str, sealed: bytes) -> F32:
-        return _floats(self._sealer.open(sealed, _embedding_context(id)))
+        return _floats(self._sealer.open(sealed, embedding_context(id)))
 
 
 def _state_of(sample: Sample, label: Label) -> State:
@@ -355,11 +362,13 @@ def _sample(row: tuple[Any, ...]) -> Sample:
     return Sample(**values, source=source, state=state, identity=identity, label=label)
 
 
-def _face_context(id: str) -> str:
+def face_context(id: str) -> str:
+    """Return what the sealed face of a sample is bound to."""
     return f"face of sample {id}"
 
 
-def _embedding_context(id: str) -> str:
+def embedding_context(id: str) -> str:
+    """Return what the sealed embedding of a sample is bound to."""
     return f"embedding of sample {id}"
 
 

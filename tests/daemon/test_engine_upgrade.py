@@ -125,7 +125,7 @@ def test_nothing_is_built_when_nothing_is_missing(stages: Stages) -> None:
 
 def test_a_build_comes_last_for_the_processor_and_goes_first_when_memory_runs_out() -> None:
     program = (
-        "import os; from visaged.daemon.builder import step_back; before = os.nice(0); step_back(); "
+        "import os; from visaged.daemon.step_back import step_back; before = os.nice(0); step_back(); "
         "print(os.nice(0) - before, open('/proc/self/oom_score_adj').read())"
     )
 

@@ -121,6 +121,20 @@ def make(tmp_path: Path) -> Iterator[Callable[..., Bench]]:
         bench.gallery.close()
 
 
+def test_a_sample_of_a_camera_without_identity_has_no_embedding_and_no_opinion(
+    make: Callable[..., Bench],
+) -> None:
+    bench = make()
+    bench.see(1, "yard", Identity())
+
+    sample = bench.flag("yard", is_face=False)
+
+    with SampleStore(bench.state) as store:
+        face = store.face(sample.id)
+    assert face.embedding is None and face.probabilities is None and face.members == {}
+    assert bench.templates() == {}
+
+
 def test_nothing_is_stored_of_a_face_that_nobody_flags(make: Callable[..., Bench]) -> None:
     bench = make()
     for seq in range(1, 20):

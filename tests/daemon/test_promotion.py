@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from visaged.daemon.config import Config
 from visaged.daemon.control import Promote, RollBack
@@ -15,6 +16,7 @@ from visaged.pipelines.assembly import Stages, assemble
 from visaged.pipelines.ensemble import EnsembleConfig
 from visaged.pipelines.errors import ReleaseError
 from visaged.pipelines.fuser import DecisionFusion
+from visaged.pipelines.loop.lineage import Erased, note_erased
 from visaged.pipelines.model_store import ModelStore
 from visaged.pipelines.promotion import Event, PromotionJournal
 from visaged.pipelines.release import FACTORY, Release
@@ -61,7 +63,7 @@ def desk(tmp_path: Path, cache: Path) -> Iterator[Callable[[], Desk]]:
         one.close()
 
 
-def keep(state: Path, store: ModelStore, weight: float) -> StoredRelease:
+def keep(state: Path, store: ModelStore, weight: float, samples: tuple[str, ...] = ()) -> StoredRelease:
     files = store.files_of("face-resnet")
     release = Release(
         members=(member_of(files),),
@@ -69,7 +71,7 @@ def keep(state: Path, store: ModelStore, weight: float) -> StoredRelease:
         embedding_space="face-resnet",
     )
     paths = [path for path in (files.onnx, files.ranges) if path]
-    return ReleaseStore(state).save(release, paths, About(made_at=weight))
+    return ReleaseStore(state).save(release, paths, About(made_at=weight, samples=samples))
 
 
 def serve(state: Path, stored: StoredRelease) -> str:
@@ -146,3 +148,16 @@ def test_a_candidate_whose_file_is_damaged_is_refused_and_nothing_changes(
     assert "damaged" in made.promoter.report()["failure"]
     assert made.pipeline.serving.key == FACTORY
     assert PromotionJournal(tmp_path).read().active == FACTORY
+
+
+def test_a_release_that_learned_from_erased_samples_is_refused_until_somebody_answers_for_it(
+    desk: Callable[[], Desk], tmp_path: Path, store: ModelStore
+) -> None:
+    name, made = keep(tmp_path, store, 1.0, samples=("a1", "b2")).release.id, desk()
+    note_erased(tmp_path, ["b2"], Erased("receipt", 1.0))
+    order = Promote(release=name, skip=("gates", "shadow", "canary"))
+
+    with pytest.raises(ReleaseError, match="learned from 1 samples that are erased"):
+        made.promoter._promote(order)
+    made.promoter._promote(msgspec.structs.replace(order, despite_erasure=True))
+    made.poll_until(lambda: made.pipeline.serving.key == name)

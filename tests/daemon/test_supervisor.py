@@ -61,7 +61,8 @@ class House:
         self.error: VisagedError | None = None
         self.stall_pid: int | None = None
         cameras = [name.partition("@")[2] for name in scripts if "@" in name]
-        self._supervisor = Supervisor(processes(cameras), self, self.metrics)
+        table = processes(cameras, learns="learn" in scripts)
+        self._supervisor = Supervisor(table, self, self.metrics)
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
@@ -322,3 +323,16 @@ def test_exits_are_described_in_words() -> None:
     assert describe_exit(1) == "with exit code 1"
     assert describe_exit(-9) == "by SIGKILL"
     assert describe_exit(-250) == "by signal 250"
+
+
+def test_a_process_that_serves_nobody_may_fail_without_ending_the_daemon(
+    house: Callable[..., House], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("visaged.daemon.process_table.BACKOFF_S", (0.0,) * MAX_RESTARTS)
+    here = house(infer=SERVE, capture_door=SERVE, learn=ends_with(1))
+
+    wait_until(lambda: "learn ends again and again" in caplog.text)
+
+    assert here.error is None and here.code is None
+    assert len(here.starts("learn")) == MAX_RESTARTS + 1
+    assert is_alive(here.starts("infer")[-1][0]) and is_alive(here.starts("capture@door")[-1][0])

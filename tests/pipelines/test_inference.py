@@ -13,7 +13,7 @@ from visaged.pipelines.answer import Answer
 from visaged.pipelines.archives import fetch
 from visaged.pipelines.assembly import StageConfigs, Stages, assemble
 from visaged.pipelines.ensemble import Ensemble, build_ensemble
-from visaged.pipelines.errors import ModelError
+from visaged.pipelines.errors import GalleryError, ModelError
 from visaged.pipelines.frame import Frame
 from visaged.pipelines.inference import InferencePipeline, Scan
 
@@ -63,6 +63,21 @@ def test_a_moving_face_keeps_its_track_and_reads_happy(
     assert {faces[0].track for faces in seen} == {seen[0][0].track}
     assert seen[-1][0].emotion.label == "happiness"
     assert seen[-1][0].box[0] - seen[0][0].box[0] == pytest.approx(3 * (len(seen) - 1), abs=8)
+
+
+def test_a_camera_without_identity_lets_no_embedding_out(stages: Stages, astronaut: U8) -> None:
+    pipeline = stages.pipeline()
+    pipeline.add_camera("door", identify=False)
+
+    answers = follow(pipeline, astronaut, 12)
+
+    faces = [face for answer in answers for face in answer.faces]
+    assert faces and any(answer.analyses for answer in answers), "no face was analysed"
+    assert {(face.identity.person, face.embedding_row) for face in faces} == {("", -1)}
+    assert not any(answer.embeddings.size for answer in answers)
+    assert stages.gallery.people() == [], "a stranger was stored"
+    with pytest.raises(GalleryError, match="identity = false"):
+        pipeline.embedding_of("door", faces[0].track)
 
 
 def test_a_face_is_analysed_at_once_and_then_in_turn(pipeline: InferencePipeline, astronaut: U8) -> None:

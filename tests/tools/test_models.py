@@ -4,7 +4,7 @@ from typer.testing import CliRunner
 from visaged.pipelines.errors import ModelError
 from visaged.tools.models import app
 
-EVERY_NETWORK = ("face-resnet", "emotion-xception", "mmod")
+EVERY_NETWORK = ("face-resnet", "emotion-vgg13", "emotion-resnet", "emotion-xception", "mmod")
 
 
 def test_networks_are_imported_and_then_listed_with_their_licence(cache: Path) -> None:

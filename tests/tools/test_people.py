@@ -8,11 +8,11 @@ import pytest
 import typer
 from rich.console import Console
 from typer.testing import CliRunner
-from visaged.pipelines.errors import GalleryError, PhotoError
+from visaged.pipelines.errors import GalleryError, PhotoError, StoreError
 from visaged.pipelines.identity.enrolment import Enrolment, ReadFace
 from visaged.pipelines.identity.gallery import Gallery
 from visaged.pipelines.identity.identity import IdentityConfig
-from visaged.tools import people
+from visaged.tools import audit, people, receipt
 
 SPACE = "dlib-1"
 COMMANDS = ("enroll", "people", "forget", "merge", "unmerge", "reject")
@@ -71,6 +71,27 @@ def test_the_list_is_json_for_other_programs(app: typer.Typer, state: Path) -> N
     ]
 
 
+def test_an_expired_consent_is_told(app: typer.Typer, state: Path) -> None:
+    assert "expired" not in run(app, "people", "--state", state)
+    with Gallery(state) as gallery:
+        gallery.enrol("Ada [1815]", faces(1, 9), space=SPACE, consent="form 7, expires 2020-01-01")
+
+    assert "the consent of Ada [1815] has expired" in run(app, "people", "--state", state)
+
+
+def test_a_stranger_is_not_named_without_the_consent_that_is_required(
+    app: typer.Typer, state: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "visaged.toml"
+    config.write_text(f'[paths]\nstate = "{state}"\n[identity]\nrequire_consent = true\n')
+    words = "enroll", "Charles", "--stranger", "unknown-1", "--config", config
+
+    with pytest.raises(GalleryError, match="Charles is not enrolled without a consent"):
+        run(app, *words)
+    run(app, *words, "--consent", "form 8")
+    assert "form 8" in run(app, "people", "--state", state)
+
+
 def test_an_empty_gallery_says_how_to_begin(app: typer.Typer, tmp_path: Path) -> None:
     assert "visaged enroll NAME PHOTO" in run(app, "people", "--state", tmp_path / "new")
 
@@ -94,6 +115,44 @@ def test_forgetting_asks_and_prints_a_receipt(app: typer.Typer, state: Path) -> 
     said = run(app, "forget", "Ada Byron", "--state", state, answer="y\n")
     assert "forgot Ada Byron: removed 1 templates, 0 negatives, 0 merges, 0 samples" in said
     assert "Ada Byron" not in run(app, "people", "--state", state)
+
+
+def test_a_receipt_is_verified_with_the_code_that_was_printed(app: typer.Typer, state: Path) -> None:
+    app.add_typer(receipt.app, name="receipt")
+    said = run(app, "forget", "Ada Byron", "--yes", "--state", state)
+    (file,) = (state / "receipts").glob("*.json")
+    code = said.split("code ")[1].split()[0]
+
+    verified = run(app, "receipt", "verify", file, "--name", "Ada Byron", "--code", code, "--state", state)
+    assert "1 templates" in verified and "it is about Ada Byron" in verified
+    assert file.stem in run(app, "receipt", "list", "--state", state)
+    with pytest.raises(StoreError, match="not about Eve"):
+        run(app, "receipt", "verify", file, "--name", "Eve", "--code", code, "--state", state)
+    with pytest.raises(StoreError, match="signed with another key"):
+        run(app, "receipt", "verify", file, "--key", "00" * 32)
+    file.write_text(file.read_text().replace('"templates": 1', '"templates": 2'))
+    with pytest.raises(StoreError, match="changed after it was signed"):
+        run(app, "receipt", "verify", file, "--state", state)
+
+
+def test_the_audit_log_knows_people_by_numbers_that_mean_nothing_once_they_are_forgotten(
+    app: typer.Typer, state: Path
+) -> None:
+    app.command("audit")(audit.audit)
+    run(app, "merge", "Ada [1815]", "Ada Byron", "--state", state)
+    before = run(app, "audit", "--state", state)
+    head = run(app, "audit", "--verify", "--state", state).split("head ")[1].strip()
+    run(app, "forget", "Ada [1815]", "--yes", "--state", state)
+    after = run(app, "audit", "--state", state)
+
+    assert "merge" in before and "Ada [1815]" in before
+    assert "forget" in after and "number 1" in after and "Ada" not in after
+    assert "Ada" not in (state / "audit.log").read_text()
+    assert "2 lines, unbroken" in run(app, "audit", "--head", head, "--state", state)
+    log = state / "audit.log"
+    log.write_text(log.read_text().splitlines(keepends=True)[1])
+    with pytest.raises(StoreError, match=r"changed, taken out.*is gone"):
+        run(app, "audit", "--head", head, "--state", state)
 
 
 def test_a_stranger_is_given_a_name(app: typer.Typer, state: Path) -> None:

@@ -106,6 +106,18 @@ def test_a_stored_sample_is_labelled_and_the_gallery_learns(state: Path) -> None
         assert [(p.name, p.templates) for p in gallery.people()] == [("Ben", 1)]
 
 
+def test_a_stored_sample_names_nobody_without_the_consent_that_is_required(
+    state: Path, tmp_path: Path
+) -> None:
+    with (tmp_path / "visaged.toml").open("a") as config:
+        config.write("[identity]\nrequire_consent = true\n")
+
+    with pytest.raises(GalleryError, match="Ben is not enrolled without a consent"):
+        run("flag", id_of("yard"), "--person", "Ben")
+    with Gallery(state) as gallery:
+        assert gallery.people() == []
+
+
 def test_removing_a_sample_takes_back_what_it_taught(state: Path) -> None:
     run("flag", id_of("yard"), "--person", "Ben")
 
@@ -132,7 +144,7 @@ def test_forgetting_a_person_removes_their_samples(state: Path, make_sighting: M
 
 
 def test_samples_of_somebody_who_is_not_in_the_gallery_any_more_go_too(state: Path) -> None:
-    assert "forgot ada: removed 2 samples" in run("forget", "ada", "--yes")
+    assert "0 merges, 2 samples" in run("forget", "ada", "--yes")
     assert listed() == []
     with pytest.raises(GalleryError, match="nobody is called ada"):
         run("forget", "ada", "--yes")

@@ -284,5 +284,8 @@ def test_every_variation_of_it_is_the_same_person_in_skin_colour(face_resnet: Or
 
 
 def test_an_unknown_network_is_named_with_what_is_known() -> None:
-    with pytest.raises(ModelError, match=r"'face-net'; known are face-resnet, emotion-xception, mmod$"):
+    with pytest.raises(
+        ModelError,
+        match=r"'face-net'; known are face-resnet, emotion-vgg13, emotion-resnet, emotion-xception, mmod$",
+    ):
         parity_inputs(row_of("face-net"))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-MONITORING = Path(__file__).parents[2] / "monitoring"
+MONITORING = Path(__file__).parents[3] / "systemd" / "monitoring"
 RULES, DASHBOARD = MONITORING / "visaged.rules.yml", MONITORING / "visaged.dashboard.json"
 
 _WORDS = {"by", "without", "on", "ignoring", "group_left", "group_right", "and", "or", "unless", "offset"}

@@ -1,0 +1,36 @@
+"""When the daemon learns from its samples, and how much: pure, no clock and no disk."""
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+
+class LearningConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When the emotion network learns from labelled samples, beside the daemon. See docs/loop.md."""
+
+    enabled: bool = False
+    """Learn in a process of its own, at the lowest priority. Needs the extra `learn` (torch). What is learned
+    is a candidate: it serves when it is promoted, not before."""
+    after_samples: Annotated[int, Meta(ge=1, le=100_000)] = 20
+    """New labels since the last round after which the next one begins."""
+    every_h: Annotated[float, Meta(ge=0, le=8760)] = 24.0
+    """Hours after which a round begins with fewer new labels, if there is one; 0: never for that reason."""
+    min_samples: Annotated[int, Meta(ge=1, le=100_000)] = 10
+    """Corrected samples that a round needs to learn from, besides those it is measured on."""
+    max_steps: Annotated[int, Meta(ge=20, le=10_000)] = 200
+    """Steps of training at most, of 32 new faces and 32 remembered ones each."""
+    pause_above_ms: Annotated[float, Meta(gt=0, le=60_000)] = 150.0
+    """Age of the published frames (99 of 100 are younger) in ms beyond which learning waits."""
+
+
+def is_due(config: LearningConfig, n_new: int, since_s: float | None) -> bool:
+    """Return whether a round should begin.
+
+    Args:
+        config: when it should.
+        n_new: labels that the last round did not know.
+        since_s: seconds since the last round; None when there was none.
+    """
+    if n_new >= config.after_samples:
+        return True
+    return bool(n_new and config.every_h and since_s is not None and since_s >= config.every_h * 3600)

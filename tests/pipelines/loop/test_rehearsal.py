@@ -1,0 +1,155 @@
+"""Teaching the head: it learns the site, keeps what it knew because of its memory, and survives a kill."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pytest
+from visaged.pipelines.importers.onnx_head import Layers
+from visaged.pipelines.loop.label_noise import find_suspects
+from visaged.pipelines.loop.replay_memory import nothing
+
+from tests.pipelines.loop.learning_world import (
+    N_CLASSES,
+    N_FEATURES,
+    N_HIDDEN,
+    accuracy,
+    mislabelled,
+    remembered,
+    softened,
+    two_places,
+)
+
+torch = pytest.importorskip("torch", reason="torch is not installed (extra `learn`)")
+pytestmark = pytest.mark.torch
+
+from visaged.pipelines.loop.rehearsal import Schedule, Step, Taught, rehearse  # noqa: E402
+
+BASE, SITE = two_places()
+TOY = Schedule(rate=1e-3)  # 32 hidden units on 64 features: weights move more than in the real head
+
+
+@pytest.fixture(scope="module")
+def champion() -> Layers:
+    """A head that knows the base."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    net = torch.nn.Sequential(
+        torch.nn.Linear(N_FEATURES, N_HIDDEN), torch.nn.ReLU(), torch.nn.Linear(N_HIDDEN, N_CLASSES)
+    )
+    features, labels = map(torch.from_numpy, BASE.faces(4000, 1))
+    optimiser = torch.optim.Adam(net.parameters(), 0.01)
+    for step in range(300):
+        rows = torch.from_numpy(np.random.default_rng(step).integers(0, 4000, 128))
+        optimiser.zero_grad()
+        torch.nn.functional.cross_entropy(net(features[rows]), labels[rows]).backward()
+        optimiser.step()
+    return tuple(
+        (layer.weight.detach().numpy().T.copy(), layer.bias.detach().numpy().copy()) for layer in net[::2]
+    )
+
+
+def go_on(step: Step) -> bool:
+    return True
+
+
+def taught(
+    champion: Layers, folder: Path, *, remembers: bool = True, ask: Callable[[Step], bool] = go_on
+) -> Taught | None:
+    """Teach 60 flagged faces of which 6 have wrong labels."""
+    features, labels = SITE.faces(60, 2)
+    said = mislabelled(labels, 0.1, 3)
+    kept = ~find_suspects(features, said, np.arange(60).astype(str), N_CLASSES)
+    new = softened(champion, features, said).take(kept)
+    memory = remembered(*BASE.faces(200, 4)) if remembers else nothing(N_FEATURES, N_CLASSES)
+    tune = remembered(*SITE.faces(40, 5))
+    tune = tune.beside(remembered(*BASE.faces(40, 6))) if remembers else tune
+    return rehearse(champion, (new, memory, tune), TOY, folder / "checkpoint.pt", ask)
+
+
+def head(done: Taught | None) -> Layers:
+    assert done is not None and not done.abandoned
+    return done.layers
+
+
+def test_sixty_noisy_flags_teach_the_site_and_memory_keeps_the_base(
+    champion: Layers, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, site = BASE.faces(2000, 7), SITE.faces(2000, 8)
+    before, begun_s = (accuracy(champion, base), accuracy(champion, site)), time.monotonic()
+
+    careful = head(taught(champion, tmp_path))
+    seconds = time.monotonic() - begun_s
+    naive = head(taught(champion, tmp_path, remembers=False))
+
+    gain, drop = accuracy(careful, site) - before[1], before[0] - accuracy(careful, base)
+    naive_drop = before[0] - accuracy(naive, base)
+    with capsys.disabled():
+        print(
+            f"\n  before: base {before[0]:.3f}, site {before[1]:.3f}; with memory: site {gain:+.3f}, base "
+            f"{-drop:+.3f}; without: base {-naive_drop:+.3f}; {seconds:.1f} s on {os.cpu_count()} cores"
+        )
+    assert gain >= 0.10
+    assert drop <= 0.02
+    assert naive_drop > max(0.02, drop + 0.02)
+    assert seconds < 300
+
+
+def die(step: Step) -> bool:
+    if step.step == 50:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return True
+
+
+def learn_and_die(champion: Layers, folder: Path) -> None:
+    taught(champion, folder, ask=die)
+
+
+def test_a_round_killed_between_two_checkpoints_ends_with_the_same_head(
+    champion: Layers, tmp_path: Path
+) -> None:
+    (whole := tmp_path / "whole").mkdir()
+    expected = head(taught(champion, whole))
+    victim = get_context("spawn").Process(target=learn_and_die, args=(champion, tmp_path))
+    victim.start()
+    victim.join()
+    steps: list[int] = []
+
+    found = head(taught(champion, tmp_path, ask=lambda step: not steps.append(step.step)))  # type: ignore[func-returns-value]
+
+    assert victim.exitcode == -signal.SIGKILL
+    assert steps[0] == 41, "it did not go on from the checkpoint at 40"
+    for one, other in zip(expected, found, strict=True):
+        np.testing.assert_array_equal(one[0], other[0])
+        np.testing.assert_array_equal(one[1], other[1])
+    assert list(tmp_path.glob("*.pt")) == []
+
+
+def test_a_damaged_checkpoint_begins_anew(champion: Layers, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.pt").write_bytes(b"PK\x03\x04 torn")
+    steps: list[int] = []
+
+    def stop(step: Step) -> bool:
+        steps.append(step.step)
+        return step.step < 3
+
+    assert taught(champion, tmp_path, ask=stop) is None
+    assert steps == [1, 2, 3]
+
+
+def test_what_does_not_get_better_on_tuning_faces_is_given_up_early(champion: Layers, tmp_path: Path) -> None:
+    features, labels = BASE.faces(60, 2)
+    senseless = remembered(features, (labels + 3) % N_CLASSES)
+    memory, tune = nothing(N_FEATURES, N_CLASSES), remembered(*BASE.faces(80, 5))
+    wild, still = Schedule(rate=0.02), Schedule(rate=0.0)
+
+    given_up = rehearse(champion, (senseless, memory, tune), wild, tmp_path / "c.pt", go_on)
+    unmoved = rehearse(champion, (senseless, memory, tune), still, tmp_path / "c.pt", go_on)
+
+    assert given_up is not None and given_up.n_steps == 20 and "grows" in given_up.abandoned
+    assert unmoved is not None and unmoved.n_steps == 20 and "does not move" in unmoved.abandoned
+    assert given_up.layers is champion

@@ -1,0 +1,72 @@
+"""`visaged audit`: who did what to people, releases and keys."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ..daemon import toml_file
+from ..daemon.outline import Outline, load_outline
+from ..pipelines.audit import read_chain
+from ..pipelines.errors import StoreError
+from ..pipelines.identity.gallery import Gallery
+
+
+def audit(
+    verify: Annotated[bool, typer.Option("--verify", help="Only check that no line was changed.")] = False,
+    head: Annotated[
+        str, typer.Option(help="Hash that an earlier --verify printed: it must still be there.")
+    ] = "",
+    newest: Annotated[int, typer.Option(min=1, help="Show so many lines, the newest.")] = 50,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON list, for other programs.")] = False,
+    config: Annotated[Path | None, typer.Option("--config", help="The TOML file.")] = None,
+    state: Annotated[
+        Path | None, typer.Option("--state", help="State folder, if not the configured.")
+    ] = None,
+) -> None:
+    """Show who enrolled, flagged, exported, forgot, promoted or changed keys, and when.
+
+    Names are those of the gallery now; whoever was forgotten is a number. Each line holds the hash of the one
+    before. That shows changes, but not that the newest lines were cut off: keep the hash that --verify prints
+    elsewhere, and give it as --head the next time.
+
+    Examples:
+      visaged audit
+      visaged audit --verify --head 5d0c...
+    """
+    if state is None:
+        file = toml_file.find_file(config)
+        state = (load_outline(file) if file else Outline()).paths.state
+    chain = read_chain(state)
+    if verify or head:
+        problems = list(chain.problems)
+        if head and head not in chain.hashes:
+            problems.append(f"the line with the hash {head} is gone: what followed it may be too")
+        if problems:
+            raise StoreError(f"the audit log {state / 'audit.log'} is not whole: {'; '.join(problems)}")
+        typer.echo(
+            f"{len(chain.hashes)} lines, unbroken; head {chain.hashes[-1] if chain.hashes else 'none'}"
+        )
+        return
+    shown = chain.deeds[-newest:]
+    if as_json:
+        typer.echo(msgspec.json.encode(shown).decode())
+        return
+    names = _names(state)
+    table = Table("when", "who", "what", "person", "detail", box=None)
+    for deed in shown:
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(deed.at))
+        person = "" if deed.person is None else names.get(deed.person, f"number {deed.person}")
+        table.add_row(when, deed.who, deed.what, person, deed.detail)
+    Console(highlight=False, markup=False).print(table if shown else "nothing was done yet")
+
+
+def _names(state: Path) -> dict[int, str]:
+    if not (state / "gallery.db").exists():
+        return {}
+    with Gallery(state) as gallery:
+        return gallery.names_by_number()
