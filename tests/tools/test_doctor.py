@@ -239,7 +239,7 @@ def test_networks_that_are_missing_and_damaged(tmp_path: Path) -> None:
     found = not_ok(doctor_state.models(Config(), ModelStore(tmp_path)))
 
     assert "damaged" in found["network face-resnet"].what
-    assert "not imported" in found["network emotion-xception"].what
+    assert "not imported" in found["network emotion-vgg13"].what
 
 
 @pytest.mark.parametrize(("is_current", "verdict"), [(True, "fail"), (False, "warn")])
