@@ -85,7 +85,7 @@ def test_another_head_gives_another_file(
 
     assert before != after
     chip = np.zeros((1, 3, 150, 150), np.float32)
-    assert set(OrtEngine(before).infer(chip)) == {"embedding", "logits"}
+    assert set(OrtEngine(before).infer(chip)) == {"embedding", "logits", "hidden"}
     assert set(OrtEngine(after).infer(chip)) == {"embedding"}
 
 
