@@ -3,23 +3,24 @@
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from ..pipelines.errors import SourceError
+from ..daemon.config import find_config
+from ..kernels.chips import cut_chip
+from ..pipelines.errors import PhotoError, SourceError
 from ..pipelines.learning.task import Description, TaskConfig, photos_of, read_task
 from ..pipelines.learning.task import describe as describe_task
+from ..pipelines.model_store import ModelStore
+from .photo_faces import faces_of
 
 app = typer.Typer(help="Say what the data of a task are worth.", no_args_is_help=True)
 
 SHOWN = 5  # of a list of mistakes
-
-
-@app.callback()
-def _group() -> None:
-    """Keep `describe` a command of its own beside those to come."""
+PADDING = 0.25  # around a face, as in the chips of every network here
 
 
 @app.command()
@@ -48,6 +49,29 @@ def describe(
         raise SourceError(
             f"{len(found.leaks)} pairs of photos leak between the parts of {wanted.name}; move one of each"
         )
+
+
+@app.command()
+def augmented(
+    photos: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, help="Photos, one face each.")],
+    preset: Annotated[str, typer.Option(help="The augmentation: none, slides, face or base.")] = "face",
+    out: Annotated[Path, typer.Option(help="Where the sheet goes, a PNG.")] = Path("augmented.png"),
+    size: Annotated[int, typer.Option(min=32, max=224, help="px: side of a chip.")] = 96,
+) -> None:
+    """Draw what a network would see: each face as it is, and six draws of an augmentation.
+
+    Example:
+      visaged data augmented ada.jpg grace.jpg --preset slides --out slides.png
+    """
+    from ..pipelines.learning.contact_sheet import sheet_of_preset, write_png
+
+    paths = find_config().paths
+    found = list(faces_of(photos, ModelStore(paths.cache, paths.wheels)))
+    if faceless := [photo for photo, face in zip(photos, found, strict=True) if face is None]:
+        raise PhotoError(f"{faceless[0]} shows no face that can be found; leave it out")
+    chips = [cut_chip(face.rgb, face.landmarks, size, PADDING) for face in found if face is not None]
+    write_png(sheet_of_preset(np.stack(chips), preset, labels=[photo.stem for photo in photos]), out)
+    Console().print(f"wrote {out}", highlight=False, soft_wrap=True)
 
 
 def counts_of(found: Description, task: TaskConfig) -> Table:
