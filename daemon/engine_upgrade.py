@@ -46,11 +46,7 @@ class EngineUpgrade:
         log.warning(
             "no plan for this machine of %s: ONNX Runtime stands in while it is built", ", ".join(missing)
         )
-
-        def on_build(is_built: bool) -> None:
-            self._metrics.plan_builds.labels("done" if is_built else "failed").inc()
-
-        self._load = BackgroundLoad(self._again, lambda: missing, self._command, on_build)
+        self._load = BackgroundLoad(self._again, lambda: missing, self._command, self._metrics.count_build)
 
     def poll(self) -> LoadedRelease | None:
         """Return the release on the engines to go on with from now, once, or None. Never blocks."""

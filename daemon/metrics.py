@@ -301,6 +301,10 @@ class InferMetrics(Metrics):
             registry=registry,
         )
 
+    def count_build(self, is_built: bool) -> None:
+        """Count a build of missing plans by its result."""
+        self.plan_builds.labels("done" if is_built else "failed").inc()
+
 
 class GatewayMetrics(Metrics):
     """What the gateway to other machines counts."""

@@ -209,15 +209,11 @@ class Promoter:
         paths, configs = self._config.paths, self._configs(name)
         models = ModelStore(paths.cache, paths.wheels)
         self._loading, self._order, self._failure = name, order, ""
-
-        def on_build(is_built: bool) -> None:
-            self._metrics.plan_builds.labels("done" if is_built else "failed").inc()
-
         self._load = BackgroundLoad(
             lambda: load_beside(configs, paths.state, models),
             lambda: missing_plans(configs, paths.state, models),
             [*self._build, "--release", name] if self._build else (),
-            on_build,
+            self._metrics.count_build,
         )
 
     def _take_engines(self, loaded: LoadedRelease) -> None:

@@ -8,9 +8,7 @@
 A process that dies leaves the journal before a step or after it. Times are given by the caller.
 """
 
-import contextlib
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -18,10 +16,10 @@ import msgspec
 from msgspec import Struct
 
 from .audit import note
-from .cache_files import locked, sync_folder, write_atomically
-from .errors import MALFORMED, ModelError, ReleaseError
+from .cache_files import sync_folder, write_atomically
+from .errors import MALFORMED, ReleaseError
 from .release import FACTORY
-from .release_store import ReleaseStore, StoredRelease
+from .release_store import ReleaseStore, StoredRelease, writing
 
 log = logging.getLogger(__name__)
 
@@ -196,7 +194,7 @@ class PromotionJournal:
         Raises:
             ReleaseError: it cannot happen, or the journal cannot be read or written.
         """
-        with self._writing():
+        with writing(self._path.parent, self._path):
             journal = step(self.read(), release, event, at, why)
             write_atomically(self._path, msgspec.json.format(msgspec.json.encode(journal)))
             sync_folder(self._path.parent)
@@ -211,16 +209,6 @@ class PromotionJournal:
             ReleaseError: as `write`; nothing is written.
         """
         step(self.read(), release, event, 0.0)
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            with locked(self._path.parent):
-                yield
-        except (OSError, ModelError) as error:
-            raise ReleaseError(
-                f"{self._path} cannot be written ({error}); free space or mend its permissions"
-            ) from error
 
 
 def serving_release(state: Path) -> StoredRelease | None:

@@ -21,7 +21,7 @@ import numpy as np
 from msgspec import Struct
 
 from .cache_files import locked, sha256_of, sync_folder, write_atomically
-from .errors import MALFORMED, NO_ARCHIVE, ReleaseError
+from .errors import MALFORMED, NO_ARCHIVE, ModelError, ReleaseError
 from .fuser import CascadeHead, FeatureFusion
 from .model_store import NetworkFiles
 from .release import Release, ReleaseMember
@@ -109,7 +109,8 @@ class ReleaseStore:
         missing = [d for d in files_of(release) if d not in contents and not (self._files / d).exists()]
         if missing:
             raise ReleaseError(f"release {release.id} names a file that is not given: {missing[0][:12]}…")
-        with self._writing():
+        with writing(self.folder):
+            self._sweep()
             self._files.mkdir(parents=True, exist_ok=True)
             for digest in files_of(release):
                 if sha256_of(self._files / digest) != digest:
@@ -154,7 +155,8 @@ class ReleaseStore:
         Raises:
             ReleaseError: the folder cannot be written.
         """
-        with self._writing():
+        with writing(self.folder):
+            self._sweep()
             with contextlib.suppress(FileNotFoundError):
                 stored.folder.rename(self.folder / f"{LEAVING}{stored.release.id}")
             named = {digest for other in self.all() for digest in files_of(other.release)}
@@ -166,18 +168,6 @@ class ReleaseStore:
     @property
     def _files(self) -> Path:
         return self.folder / "files"
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with locked(self.folder):
-                self._sweep()
-                yield
-        except OSError as error:
-            raise ReleaseError(
-                f"{self.folder} cannot be written ({error.strerror}); free space or mend its permissions"
-            ) from error
 
     def _inherit(self, about: About) -> About:
         """Return `about` with the parent's samples too: the parent may be removed before the child."""
@@ -200,6 +190,22 @@ class ReleaseStore:
         if release.id != folder.name:
             raise ReleaseError(f"{path} was changed: it is {release.id} now; remove the folder")
         return StoredRelease(release, about, folder)
+
+
+@contextlib.contextmanager
+def writing(folder: Path, path: Path | None = None) -> Iterator[None]:
+    """Hold the lock of the releases in `folder`, to write there, or `path` in it.
+
+    Raises:
+        ReleaseError: no room or no permission.
+    """
+    try:
+        with locked(folder):
+            yield
+    except (OSError, ModelError) as error:
+        raise ReleaseError(
+            f"{path or folder} cannot be written ({error}); free space or mend its permissions"
+        ) from error
 
 
 def files_of(release: Release) -> list[str]:

@@ -15,6 +15,7 @@ from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from .cache_files import sync_folder
 from .errors import StoreError
 
 KEY_BYTES, KEY_ID_BYTES, NONCE_BYTES = 32, 4, 12
@@ -147,11 +148,7 @@ def create_key_file(path: Path) -> None:
             pass
         finally:
             draft.unlink()
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(path.parent)
     except OSError as error:
         raise StoreError(f"no key can be written to {path} ({error.strerror}); check the folder") from error
 

@@ -24,11 +24,6 @@ STORES = ("gallery", "samples")
 ASK_S = 5.0
 
 
-def networks_of(config: Config) -> list[str]:
-    """Return the names of all networks that the configuration needs."""
-    return [*config.ensemble.members, *(["mmod"] if config.detector.kind == "mmod" else [])]
-
-
 def models(config: Config, store: ModelStore) -> Iterator[Finding]:
     """Look at dlib's weights and the networks imported from them, whole by their digests."""
     for name in WEIGHTS:
@@ -38,7 +33,7 @@ def models(config: Config, store: ModelStore) -> Iterator[Finding]:
             yield refused(f"weights {name}", error)
         else:
             yield ok(f"weights {name}", f"{path} is the published file")
-    for name in networks_of(config):
+    for name in config.stages.networks:
         if store.cached(name) is not None:
             yield ok(f"network {name}", "imported and whole")
         elif any((store.cache_dir / "models").glob(f"{name}-*.onnx")):

@@ -19,7 +19,7 @@ from typing import Literal
 
 import msgspec
 
-from ..cache_files import locked, sha256_of, unwritable
+from ..cache_files import locked, sha256_of, sync_folder, unwritable
 from ..errors import MALFORMED, ModelError
 from .plan import PlanKey, PlanRecord
 
@@ -185,7 +185,7 @@ def _replace(new: Path, target: Path) -> None:
         target.rename(aside)
     try:
         new.rename(target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
     except BaseException:
         if target.exists():
             target.rename(new)
@@ -212,11 +212,3 @@ def _link(link: Path, target: str) -> None:
 def _remove_leftovers(folder: Path) -> None:
     for leftover in folder.glob(f"{UNFINISHED}*"):
         shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

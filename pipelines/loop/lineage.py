@@ -5,18 +5,17 @@ is in `<state>/releases/erased.json`. What both name is worked out anew each tim
 was under way during an erasure is found as well. An id says nothing about the face.
 """
 
-import contextlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 from msgspec import Struct
 
-from ..cache_files import locked, sync_folder, write_atomically
-from ..errors import ModelError, ReleaseError
+from ..cache_files import sync_folder, write_atomically
+from ..errors import ReleaseError
 from ..release import FACTORY
-from ..release_store import ReleaseStore
+from ..release_store import ReleaseStore, writing
 
 
 class Erased(Struct, frozen=True):
@@ -42,7 +41,7 @@ def note_erased(state: Path, samples: Sequence[str], erased: Erased) -> list[str
     """
     if not samples:
         return []
-    with _writing(state):
+    with writing(_path(state).parent, _path(state)):
         known = _read(state) | dict.fromkeys(samples, erased)
         write_atomically(_path(state), msgspec.json.encode(known))
         sync_folder(_path(state).parent)
@@ -117,14 +116,3 @@ def _read(state: Path) -> dict[str, Erased]:
         return {}
     except (OSError, msgspec.DecodeError) as error:
         raise ReleaseError(f"{_path(state)} cannot be read ({error}); restore it from a backup") from error
-
-
-@contextlib.contextmanager
-def _writing(state: Path) -> Iterator[None]:
-    try:
-        with locked(_path(state).parent):
-            yield
-    except (OSError, ModelError) as error:
-        raise ReleaseError(
-            f"{_path(state)} cannot be written ({error}); free space or mend its permissions"
-        ) from error
