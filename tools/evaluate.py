@@ -16,7 +16,6 @@ from rich.table import Table
 from ..daemon.config import Config, find_config
 from ..pipelines.assembly import choose_release, load_release
 from ..pipelines.cache_files import write_atomically
-from ..pipelines.detector import Detector, DetectorConfig, build_detector
 from ..pipelines.engines.engine_loader import EngineLoader
 from ..pipelines.ensemble import Ensemble, Outputs
 from ..pipelines.learning.ensembles import Members, diversity
@@ -43,8 +42,6 @@ from ..pipelines.release import LoadedRelease, Release
 F32 = npt.NDArray[np.float32]
 
 FUSED = "fused"
-PREDICTOR = "shape_predictor_5_face_landmarks.dat"
-MIN_FACE_PX = 60  # photos of research sets are small
 
 
 def evaluate(
@@ -124,11 +121,7 @@ def load(settings: Config, dataset: Path, part: Part) -> LabelledFaces:
     """
     cv2.setNumThreads(1)
     models = ModelStore(settings.paths.cache, settings.paths.wheels)
-
-    def detector() -> Detector:
-        return build_detector(DetectorConfig(min_face_px=MIN_FACE_PX), models)
-
-    return load_labelled(dataset.expanduser(), part, models.weights_file(PREDICTOR), detector)
+    return load_labelled(dataset.expanduser(), part, models)
 
 
 def ask(ensemble: Ensemble, labelled: LabelledFaces, console: Console) -> Outputs:

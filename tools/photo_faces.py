@@ -9,11 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..pipelines.cropper import Cropper
-from ..pipelines.detector import DetectorConfig, build_detector
+from ..pipelines.detector import Detector, DetectorConfig, build_detector
 from ..pipelines.errors import PhotoError
-from ..pipelines.face_reader import middle_face
 from ..pipelines.model_store import ModelStore
-from ..pipelines.photo import SUFFIXES, photos_below
+from ..pipelines.photo import SUFFIXES, photos_below, read_photo
 from ..pipelines.registry import ChipRecipe
 
 F32 = npt.NDArray[np.float32]
@@ -52,5 +51,17 @@ def faces_of(photos: Iterable[Path], store: ModelStore) -> Iterator[PhotoFace | 
     cv2.setNumThreads(1)
     detector = build_detector(DetectorConfig(min_face_px=MIN_FACE_PX), store)
     for path in photos:
-        found = middle_face(path, detector)
-        yield PhotoFace(path, *found) if found else None
+        yield _face_of(path, detector)
+
+
+def _face_of(path: Path, detector: Detector) -> PhotoFace | None:
+    try:
+        rgb = read_photo(path)
+    except PhotoError:
+        return None
+    found = detector.detect(rgb)
+    if not found:
+        return None
+    middle = np.array([rgb.shape[1], rgb.shape[0]]) / 2
+    away = [float(np.linalg.norm((d.box[:2] + d.box[2:]) / 2 - middle)) for d in found]
+    return PhotoFace(path, rgb, found[int(np.argmin(away))].landmarks)

@@ -13,21 +13,23 @@ import numpy as np
 import numpy.typing as npt
 
 from ..cropper import Cropper
-from ..detector import Detector
 from ..ensemble import Ensemble, Outputs
-from ..errors import ConfigError, SourceError
-from ..face_reader import middle_face
+from ..errors import ConfigError, PhotoError, SourceError
 from ..message import EMOTIONS
+from ..model_store import ModelStore
+from ..photo import read_photo
 from .ferplus import Aligner, Faces, load_faces, tuning_part
 from .metrics import Truth
-from .samples import TEST, TUNE, picture_digests, split_of
+from .samples import picture_digests
 from .task import Photo, TaskConfig, photos_of, read_task
+from .task_faces import FaceFinder, parted
 
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
 Text = npt.NDArray[np.str_]
 
 Part = Literal["tune", "test"]
+PREDICTOR = "shape_predictor_5_face_landmarks.dat"
 DARK, BRIGHT = 90, 150  # mean grey level of a face
 
 
@@ -74,23 +76,23 @@ def answer(
     )
 
 
-def load_labelled(data: Path, part: Part, predictor: Path, detector: Callable[[], Detector]) -> LabelledFaces:
+def load_labelled(data: Path, part: Part, models: ModelStore) -> LabelledFaces:
     """Return one part of FER+ (a folder) or of a task (a TOML file).
 
     Args:
         data: folder or file.
         part: what is chosen by (`tune`), or tested on (`test`).
-        predictor: dlib's 5-point predictor, for FER+.
-        detector: makes what finds the faces in photos.
+        models: has dlib's predictor, and the detector of faces in photos.
 
     Raises:
         SourceError: the data cannot be read, or hold no face.
         ConfigError: the task is wrong, or is not about emotions.
     """
     if data.suffix == ".toml":
-        return _of_task(read_task(data), part, detector())
+        return _of_task(read_task(data), part, models)
     training, test = load_faces(data)
-    return of_ferplus(training.take(tuning_part(training)) if part == "tune" else test, predictor)
+    faces = training.take(tuning_part(training)) if part == "tune" else test
+    return of_ferplus(faces, models.weights_file(PREDICTOR))
 
 
 def of_ferplus(faces: Faces, predictor: Path) -> LabelledFaces:
@@ -115,12 +117,12 @@ class _Enlarged:
         return (aligner.enlarged(picture) for picture in self.faces.pictures)
 
 
-def _of_task(task: TaskConfig, part: Part, detector: Detector) -> LabelledFaces:
+def _of_task(task: TaskConfig, part: Part, models: ModelStore) -> LabelledFaces:
     strange = sorted(set(task.classes) - set(EMOTIONS))
     if strange:
         raise ConfigError(f"task {task.name}: {strange[0]!r} is no emotion; known are {', '.join(EMOTIONS)}")
-    photos = photos_of_part(task, part)
-    found = [(photo, face) for photo in photos if (face := middle_face(photo.path, detector)) is not None]
+    photos, finder = photos_of_part(task, part), FaceFinder(task.input, models)
+    found = [(photo, face) for photo in photos if (face := _face_in(photo.path, finder)) is not None]
     if not found:
         raise SourceError(f"task {task.name}: none of the {len(photos)} photos of part {part} shows a face")
     targets = np.zeros((len(found), len(EMOTIONS)), np.float32)
@@ -133,10 +135,18 @@ def _of_task(task: TaskConfig, part: Part, detector: Detector) -> LabelledFaces:
 
 
 def photos_of_part(task: TaskConfig, part: Part) -> list[Photo]:
-    """Return the photos of one part: as the task says, or else as the names of their groups decide."""
-    photos = list(photos_of(task))
-    if part in task.folders or len(task.folders) > 1:
-        return [photo for photo in photos if photo.part == part]
-    parts = split_of([photo.group for photo in photos])
-    wanted = TUNE if part == "tune" else TEST
-    return [photo for photo, name in zip(photos, parts, strict=True) if name == wanted]
+    """Return the photos of one part: those of its folder, or else those that training keeps for it.
+
+    Raises:
+        ConfigError: as `parted`.
+    """
+    photos = photos_of(task) if part in task.folders else parted(task)
+    return [photo for photo in photos if photo.part == part]
+
+
+def _face_in(path: Path, finder: FaceFinder) -> tuple[U8, F32] | None:
+    """Return a frame with the face of a photo and its landmarks; None: no face, or no picture."""
+    try:
+        return finder.find(read_photo(path))
+    except PhotoError:
+        return None
