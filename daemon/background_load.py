@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 from ..pipelines.errors import ModelError, VisagedError
-from ..pipelines.release import LoadedRelease
+from ..pipelines.releases.release import LoadedRelease
 
 NICENESS = 10  # of the thread: capture and inference come first
 STOP_S = 2.0

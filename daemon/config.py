@@ -14,8 +14,8 @@ from ..pipelines.errors import ConfigError
 from ..pipelines.identity.identity import IdentityConfig
 from ..pipelines.loop.flag_policy import FlagsConfig
 from ..pipelines.loop.sample import SamplesConfig
+from ..pipelines.releases.trial import PromotionConfig
 from ..pipelines.tracker import TrackerConfig
-from ..pipelines.trial import PromotionConfig
 from . import toml_file
 from .outline import Outline, check_names
 from .remote import check_remote

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from ..pipelines.assembly import Stages
 from ..pipelines.engines.engine_loader import EngineInfo
 from ..pipelines.ensemble import Ensemble, build_ensemble
-from ..pipelines.release import LoadedRelease
+from ..pipelines.releases.release import LoadedRelease
 from .background_load import BackgroundLoad
 from .metrics import InferMetrics
 

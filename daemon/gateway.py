@@ -11,8 +11,8 @@ import threading
 import time
 from typing import Self
 
-from ..pipelines.audit import note
 from ..pipelines.errors import VisagedError
+from ..pipelines.privacy.audit import note
 from .control import MAX_PER_POLL, ROLES, OrderError, Ping, Status, decode_order, refusal
 from .curve import KeyPair
 from .keys import Client, KeyStore, Role

@@ -14,11 +14,11 @@ import msgspec
 
 from ..pipelines.answer import Answer
 from ..pipelines.assembly import assemble
-from ..pipelines.audit import note
 from ..pipelines.errors import GalleryError
 from ..pipelines.inference import Scan
 from ..pipelines.loop.lineage import erased_of
 from ..pipelines.message import FaceFrame
+from ..pipelines.privacy.audit import note
 from .config import Config
 from .control import Control, EnrolTrack, Flag, Status
 from .engine_upgrade import EngineUpgrade

@@ -15,16 +15,16 @@ from typing import Any, Literal, get_args
 import msgspec
 
 from ..pipelines.assembly import StageConfigs, Stages, load_beside, missing_plans
-from ..pipelines.canary import Canary, check_space
 from ..pipelines.errors import ModelError, ReleaseError
 from ..pipelines.inference import InferencePipeline
 from ..pipelines.loop.lineage import check_erased
 from ..pipelines.model_store import ModelStore
-from ..pipelines.promotion import Event, Journal, PromotionJournal, keeps_dying
-from ..pipelines.release import FACTORY, LoadedRelease
-from ..pipelines.release_store import ReleaseStore
-from ..pipelines.side_by_side import SideBySide
-from ..pipelines.trial import Stage, Trial, Verdict
+from ..pipelines.releases.canary import Canary, check_space
+from ..pipelines.releases.promotion import Event, Journal, PromotionJournal, keeps_dying
+from ..pipelines.releases.release import FACTORY, LoadedRelease
+from ..pipelines.releases.release_store import ReleaseStore
+from ..pipelines.releases.side_by_side import SideBySide
+from ..pipelines.releases.trial import Stage, Trial, Verdict
 from .background_load import BackgroundLoad, retire
 from .config import Config
 from .control import Control, Promote, RollBack

@@ -25,10 +25,10 @@ from .identity.identity import Identifier, IdentityConfig
 from .inference import InferencePipeline
 from .mmod_detector import MmodDetector
 from .model_store import ModelStore, ModelsWith
-from .promotion import serving_release
 from .registry import tolerances
-from .release import FACTORY, LoadedRelease, factory_release
-from .release_store import ReleaseStore, StoredRelease
+from .releases.promotion import serving_release
+from .releases.release import FACTORY, LoadedRelease, factory_release
+from .releases.release_store import ReleaseStore, StoredRelease
 from .tracker import TrackerConfig
 
 log = logging.getLogger(__name__)

@@ -20,7 +20,6 @@ import numpy.typing as npt
 
 from .answer import Analysis, Answer, face_of
 from .batcher import share_places
-from .canary import Canary, Look, check_finite, check_space
 from .cropper import AnyCropper
 from .detector import Detector, DetectorConfig
 from .ensemble import Ensemble, EnsembleConfig, Outputs
@@ -29,7 +28,8 @@ from .frame import Detection, Frame, Track
 from .fuser import Fused
 from .identity.identity import Identifier
 from .message import Identity
-from .release import LoadedRelease
+from .releases.canary import Canary, Look, check_finite, check_space
+from .releases.release import LoadedRelease
 from .tracker import Tracker, TrackerConfig
 
 F32 = npt.NDArray[np.float32]

@@ -11,9 +11,9 @@ from rich.table import Table
 
 from ..daemon import toml_file
 from ..daemon.outline import Outline, load_outline
-from ..pipelines.audit import read_chain
 from ..pipelines.errors import StoreError
 from ..pipelines.identity.gallery import Gallery
+from ..pipelines.privacy.audit import read_chain
 
 
 def audit(

@@ -14,10 +14,10 @@ from ..pipelines.engines.engine_loader import EngineLoader
 from ..pipelines.engines.plan_store import PlanStore
 from ..pipelines.errors import ReleaseError, StoreError, VisagedError
 from ..pipelines.model_store import WEIGHTS, ModelStore
-from ..pipelines.promotion import PromotionJournal
-from ..pipelines.release import FACTORY
-from ..pipelines.release_store import ReleaseStore
-from ..pipelines.seal import Sealer, credential
+from ..pipelines.privacy.seal import Sealer, credential
+from ..pipelines.releases.promotion import PromotionJournal
+from ..pipelines.releases.release import FACTORY
+from ..pipelines.releases.release_store import ReleaseStore
 from .finding import Finding, fail, ok, refused, tried, warn
 
 STORES = ("gallery", "samples")

@@ -37,7 +37,7 @@ from ..pipelines.learning.metrics import (
 )
 from ..pipelines.message import EMOTIONS
 from ..pipelines.model_store import ModelStore
-from ..pipelines.release import LoadedRelease, Release
+from ..pipelines.releases.release import LoadedRelease, Release
 
 F32 = npt.NDArray[np.float32]
 

@@ -195,7 +195,7 @@ def for_the_key(system: System, store: str) -> Iterator[Action]:
     elif database.exists() and database.stat().st_size:
         raise VisagedError(f"{database} is there and its key is not; bring it back to {key}")
     else:
-        from ..pipelines.seal import create_key_file  # here: cryptography is slow to load
+        from ..pipelines.privacy.seal import create_key_file  # here: cryptography is slow to load
 
         yield Action(f"make a new key {key}", lambda: create_key_file(key))
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from ..daemon import keys, toml_file
 from ..daemon.keys import Role
 from ..daemon.outline import Outline, load_outline
-from ..pipelines.audit import note
+from ..pipelines.privacy.audit import note
 
 app = typer.Typer(
     no_args_is_help=True, help="Say which clients on other machines may connect, and what they may do."

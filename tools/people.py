@@ -14,13 +14,13 @@ from rich.table import Table
 from ..daemon import toml_file
 from ..daemon.control import EnrolTrack
 from ..daemon.outline import Outline, load_outline
-from ..pipelines.audit import note
-from ..pipelines.erasure import Forgotten
-from ..pipelines.erasure import forget as erase
 from ..pipelines.errors import GalleryError, VisagedError
 from ..pipelines.identity.consent import check_consent, check_note, has_consent
 from ..pipelines.identity.gallery import Gallery
 from ..pipelines.loop.sample_store import SampleStore
+from ..pipelines.privacy.audit import note
+from ..pipelines.privacy.erasure import Forgotten
+from ..pipelines.privacy.erasure import forget as erase
 from .connection import EndpointOption, KeyOption, connect
 
 if TYPE_CHECKING:  # loading the networks' libraries takes a second that `visaged people` need not wait

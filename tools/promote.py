@@ -12,9 +12,9 @@ from ..daemon.config import find_config
 from ..daemon.control import ControlClient, Promote, RollBack, Status
 from ..daemon.outline import Outline, load_outline
 from ..pipelines.errors import ReleaseError
-from ..pipelines.promotion import PromotionJournal
-from ..pipelines.release import FACTORY
-from ..pipelines.release_store import ReleaseStore
+from ..pipelines.releases.promotion import PromotionJournal
+from ..pipelines.releases.release import FACTORY
+from ..pipelines.releases.release_store import ReleaseStore
 
 ConfigOption = Annotated[Path | None, typer.Option(help="The TOML file.")]
 WhyOption = Annotated[str, typer.Option(help="What to write into the journal.")]

@@ -11,9 +11,9 @@ from rich.progress import Progress
 from ..daemon import toml_file
 from ..daemon.control import ControlClient, Ping
 from ..daemon.outline import Outline, load_outline
-from ..pipelines.audit import note
 from ..pipelines.errors import StoreError, VisagedError
-from ..pipelines.rekey import STORES, Rekeying
+from ..pipelines.privacy.audit import note
+from ..pipelines.privacy.rekey import STORES, Rekeying
 
 ASK_S = 1.0
 

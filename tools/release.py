@@ -21,10 +21,10 @@ from ..pipelines.importers.halved import widen_weights
 from ..pipelines.learning.combiner import How, calibrate, fit_combination
 from ..pipelines.loop.lineage import marks_of
 from ..pipelines.model_store import ModelStore, ModelsWith, NetworkFiles
-from ..pipelines.promotion import PromotionJournal
 from ..pipelines.registry import Network
-from ..pipelines.release import Release
-from ..pipelines.release_store import About, ReleaseStore, member_of
+from ..pipelines.releases.promotion import PromotionJournal
+from ..pipelines.releases.release import Release
+from ..pipelines.releases.release_store import About, ReleaseStore, member_of
 from .evaluate import FUSED, ask, comparison, load
 from .promote import bless, pardon, promote, rollback
 from .release_gates import gates

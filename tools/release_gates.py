@@ -17,13 +17,13 @@ from ..pipelines.assembly import parity_of
 from ..pipelines.cropper import Cropper
 from ..pipelines.engines.engine_loader import LOADING_FACTOR
 from ..pipelines.engines.hardware import free_memory_bytes
-from ..pipelines.gates import Cost, Facts, GateReport, GateResult, HoldOut, judge, write_report
 from ..pipelines.learning.labelled_faces import LabelledFaces
 from ..pipelines.learning.metrics import Truth
 from ..pipelines.model_store import ModelStore, ModelsWith
-from ..pipelines.promotion import PromotionJournal
-from ..pipelines.release import LoadedRelease
-from ..pipelines.release_store import ReleaseStore, StoredRelease
+from ..pipelines.releases.gates import Cost, Facts, GateReport, GateResult, HoldOut, judge, write_report
+from ..pipelines.releases.promotion import PromotionJournal
+from ..pipelines.releases.release import LoadedRelease
+from ..pipelines.releases.release_store import ReleaseStore, StoredRelease
 from .evaluate import ask, load, load_named
 
 F32 = npt.NDArray[np.float32]

@@ -11,10 +11,10 @@ from rich.table import Table
 
 from ..daemon.config import find_config
 from ..pipelines.errors import ReleaseError
-from ..pipelines.gates import GateReport, GateResult, read_report
 from ..pipelines.loop.lineage import clean_ancestor, erased_of, marks_of
-from ..pipelines.promotion import Journal, PromotionJournal
-from ..pipelines.release_store import ReleaseStore, StoredRelease
+from ..pipelines.releases.gates import GateReport, GateResult, read_report
+from ..pipelines.releases.promotion import Journal, PromotionJournal
+from ..pipelines.releases.release_store import ReleaseStore, StoredRelease
 from .release_gates import gate_table
 
 

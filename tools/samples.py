@@ -14,12 +14,12 @@ from rich.table import Table
 
 from ..daemon import toml_file
 from ..daemon.outline import Outline, load_outline
-from ..pipelines.audit import note
 from ..pipelines.errors import SampleError
 from ..pipelines.identity.gallery import Gallery
 from ..pipelines.learning.contact_sheet import write_png
 from ..pipelines.loop.sample import Sample, Source, State
 from ..pipelines.loop.sample_store import SampleStore, Wanted
+from ..pipelines.privacy.audit import note
 from .drawing import Moment, contact_sheet
 from .flag import said_of, sentence, shown
 

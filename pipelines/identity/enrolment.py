@@ -9,9 +9,9 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ..audit import note
 from ..errors import PhotoError
 from ..photo import SUFFIXES, read_photo
+from ..privacy.audit import note
 from .consent import check_consent, check_note
 from .gallery import Gallery
 from .matcher import IdentityConfig, Matcher

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import GalleryError
-from ..store_file import open_store
+from ..privacy.store_file import open_store
 from .gallery_schema import GALLERY, ROOTS, context_of
 from .person import STRANGER_PREFIX, Person, Removed, Templates, clean_name
 

@@ -5,7 +5,7 @@ same for both. A merge is a pointer (`merged_into`): templates never move, so un
 """
 
 from ..errors import GalleryError
-from ..store_file import StoreKind
+from ..privacy.store_file import StoreKind
 
 MIGRATIONS = (
     """

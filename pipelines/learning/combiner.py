@@ -17,7 +17,7 @@ from ..ensemble import Outputs
 from ..errors import ConfigError
 from ..fuser import CascadeHead, DecisionFusion, FeatureFusion, Fusion, Group
 from ..model_store import NetworkFiles
-from ..release_store import write_head
+from ..releases.release_store import write_head
 from .ensembles import (
     Members,
     fit_cascade,

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from ..cache_files import write_atomically
-from ..gates import GateResult
+from ..releases.gates import GateResult
 from .metrics import ClassReport, Reliability
 
 I64 = npt.NDArray[np.int64]

@@ -26,8 +26,8 @@ from ..importers.emotion_head import EmotionHead
 from ..importers.onnx_head import FEATURES, Layers, head_of, layers_of, trunk_of, with_layers
 from ..learning.metrics import fit_temperature
 from ..model_store import ModelStore, NetworkFiles
-from ..release import Release, ReleaseMember, published_release
-from ..release_store import About, ReleaseStore, member_of
+from ..releases.release import Release, ReleaseMember, published_release
+from ..releases.release_store import About, ReleaseStore, member_of
 from .lesson import Lesson, doubt, gather, look_at
 from .progress import Progress
 from .rehearsal import Schedule, Step, Taught, rehearse

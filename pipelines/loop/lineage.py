@@ -14,8 +14,8 @@ from msgspec import Struct
 
 from ..cache_files import sync_folder, write_atomically
 from ..errors import ReleaseError
-from ..release import FACTORY
-from ..release_store import ReleaseStore, writing
+from ..releases.release import FACTORY
+from ..releases.release_store import ReleaseStore, writing
 
 
 class Erased(Struct, frozen=True):

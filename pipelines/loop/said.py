@@ -4,11 +4,11 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from ..audit import note
 from ..errors import GalleryError, SampleError
 from ..identity.gallery import F32, Gallery
 from ..identity.person import clean_name
 from ..message import EMOTIONS, Identity
+from ..privacy.audit import note
 from .sample import Label, Sample
 
 Name = Annotated[str, Meta(max_length=100)]

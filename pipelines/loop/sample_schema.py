@@ -5,7 +5,7 @@ what each member said; `sealed_embedding` is apart, so that many are read quickl
 """
 
 from ..errors import SampleError
-from ..store_file import StoreKind
+from ..privacy.store_file import StoreKind
 
 MIGRATIONS = (
     """

@@ -19,8 +19,8 @@ from msgspec import Struct
 from ..cropper import Cropper
 from ..errors import SampleError
 from ..message import Identity
+from ..privacy.store_file import open_store
 from ..registry import ChipRecipe
-from ..store_file import open_store
 from .sample import Label, Sample, SamplesConfig, Source, State, bucket_of
 from .sample_schema import SAMPLES
 from .sighting import Sighting

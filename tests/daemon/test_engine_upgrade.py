@@ -12,7 +12,7 @@ from visaged.daemon.engine_upgrade import EngineUpgrade
 from visaged.daemon.metrics import InferMetrics
 from visaged.pipelines.assembly import StageConfigs, Stages, assemble
 from visaged.pipelines.engines.engine import EngineConfig
-from visaged.pipelines.release import LoadedRelease
+from visaged.pipelines.releases.release import LoadedRelease
 
 PATIENCE_S = 60.0
 CONFIGS = StageConfigs(engine=EngineConfig(backend="onnxruntime", precision="int8"))

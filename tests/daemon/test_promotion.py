@@ -18,9 +18,9 @@ from visaged.pipelines.errors import ReleaseError
 from visaged.pipelines.fuser import DecisionFusion
 from visaged.pipelines.loop.lineage import Erased, note_erased
 from visaged.pipelines.model_store import ModelStore
-from visaged.pipelines.promotion import Event, PromotionJournal
-from visaged.pipelines.release import FACTORY, Release
-from visaged.pipelines.release_store import About, ReleaseStore, StoredRelease, member_of
+from visaged.pipelines.releases.promotion import Event, PromotionJournal
+from visaged.pipelines.releases.release import FACTORY, Release
+from visaged.pipelines.releases.release_store import About, ReleaseStore, StoredRelease, member_of
 
 PATIENCE_S = 60.0
 IN_SERVICE: tuple[Event, ...] = ("waive", "promote")

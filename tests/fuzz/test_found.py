@@ -21,10 +21,10 @@ from visaged.pipelines.importers.dlib_dat import read_mmod
 from visaged.pipelines.importers.dlib_stream import DlibStream
 from visaged.pipelines.importers.halved import widen_weights
 from visaged.pipelines.model_store import ModelStore
-from visaged.pipelines.promotion import PromotionJournal
-from visaged.pipelines.release_store import ReleaseStore, read_head, write_head
+from visaged.pipelines.releases.promotion import PromotionJournal
+from visaged.pipelines.releases.release_store import ReleaseStore, read_head, write_head
 
-from tests.pipelines.test_release_store import save
+from tests.pipelines.releases.test_release_store import save
 
 KEY_THAT_IS_NO_TEXT, BOTTOMLESS = b"\x81\xa2\xff\xfe\x01", b"\x81\xa1x" + b"\x91" * 5000
 HEAD = CascadeHead(np.ones((4, 8), np.float32), np.zeros(8, np.float32), np.ones(2, np.float32))

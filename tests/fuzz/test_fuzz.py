@@ -26,13 +26,13 @@ from visaged.pipelines.importers.keras_h5 import mini_xception_onnx, read_mini_x
 from visaged.pipelines.message import CameraEnded, Face, decode, encode
 from visaged.pipelines.model_store import ModelStore
 from visaged.pipelines.photo import read_photo
-from visaged.pipelines.promotion import Journal, PromotionJournal, step
-from visaged.pipelines.release_store import ReleaseStore, read_head, write_head
-from visaged.pipelines.seal import Sealer
+from visaged.pipelines.privacy.seal import Sealer
+from visaged.pipelines.releases.promotion import Journal, PromotionJournal, step
+from visaged.pipelines.releases.release_store import ReleaseStore, read_head, write_head
 
 from tests.fuzz.mutations import Read, answers_or_explains, bounded, spoiled
+from tests.pipelines.releases.test_release_store import save
 from tests.pipelines.test_message import FACE, frame_of
-from tests.pipelines.test_release_store import save
 
 TOML = b"""instance = "x"
 [paths]

@@ -20,10 +20,10 @@ from visaged.pipelines.errors import ReleaseError, VisagedError
 from visaged.pipelines.fuser import DecisionFusion
 from visaged.pipelines.message import EMOTIONS, FaceFrame
 from visaged.pipelines.model_store import NetworkFiles
-from visaged.pipelines.promotion import Event, PromotionJournal
 from visaged.pipelines.registry import FACE_RESNET
-from visaged.pipelines.release import Release
-from visaged.pipelines.release_store import About, ReleaseStore, member_of
+from visaged.pipelines.releases.promotion import Event, PromotionJournal
+from visaged.pipelines.releases.release import Release
+from visaged.pipelines.releases.release_store import About, ReleaseStore, member_of
 from visaged.tools.cli import build_app
 from visaged.tools.temporary_daemon import TemporaryDaemon
 

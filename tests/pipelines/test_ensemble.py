@@ -22,7 +22,7 @@ from visaged.pipelines.fuser import DecisionFusion, Fuser
 from visaged.pipelines.message import EMOTIONS
 from visaged.pipelines.model_store import ModelStore
 from visaged.pipelines.registry import ChipRecipe, Colour, Network, Output
-from visaged.pipelines.release import factory_release
+from visaged.pipelines.releases.release import factory_release
 
 F32 = npt.NDArray[np.float32]
 RECIPE = ChipRecipe(size=2, padding=0.0, colour=Colour.GREY, mean=(0.0,), scale=1.0)

@@ -27,15 +27,15 @@ from visaged.pipelines.engines.plan_store import PlanStore
 from visaged.pipelines.ensemble import EnsembleConfig
 from visaged.pipelines.identity.gallery import Gallery
 from visaged.pipelines.model_store import ModelStore
-from visaged.pipelines.promotion import PromotionJournal
-from visaged.pipelines.release_store import ReleaseStore
+from visaged.pipelines.releases.promotion import PromotionJournal
+from visaged.pipelines.releases.release_store import ReleaseStore
 from visaged.tools import doctor_machine, doctor_state
 from visaged.tools.cli import build_app
 from visaged.tools.doctor import line_of
 from visaged.tools.finding import Finding
 
 from tests.pipelines.engines.test_plan_store import publish
-from tests.pipelines.test_release_store import save
+from tests.pipelines.releases.test_release_store import save
 
 
 @pytest.fixture

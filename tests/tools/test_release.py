@@ -12,8 +12,8 @@ from visaged.pipelines.ensemble import EnsembleConfig, blank_chips
 from visaged.pipelines.errors import ConfigError, ModelError, ReleaseError
 from visaged.pipelines.fuser import CommitteeFusion, DecisionFusion, Fusion, Group
 from visaged.pipelines.learning.combiner import How
-from visaged.pipelines.promotion import PromotionJournal
-from visaged.pipelines.release_store import ReleaseStore
+from visaged.pipelines.releases.promotion import PromotionJournal
+from visaged.pipelines.releases.release_store import ReleaseStore
 from visaged.tools.cli import build_app
 from visaged.tools.release import groups_of
 

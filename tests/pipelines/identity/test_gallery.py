@@ -10,7 +10,7 @@ import pytest
 from visaged.pipelines.errors import GalleryError, StoreError
 from visaged.pipelines.identity.gallery import Gallery
 from visaged.pipelines.identity.gallery_schema import MIGRATIONS
-from visaged.pipelines.seal import create_key_file
+from visaged.pipelines.privacy.seal import create_key_file
 
 SPACE = "dlib-1"
 DAY_S = 86_400.0

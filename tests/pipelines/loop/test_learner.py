@@ -31,7 +31,7 @@ from visaged.pipelines.loop.schedule import LearningConfig
 from visaged.pipelines.loop.sighting import Sighting, cut_sample_chip
 from visaged.pipelines.message import EMOTIONS, Identity
 from visaged.pipelines.model_store import ModelStore
-from visaged.pipelines.release_store import ReleaseStore
+from visaged.pipelines.releases.release_store import ReleaseStore
 
 pytest.importorskip("torch", reason="torch is not installed (extra `learn`)")
 pytestmark = pytest.mark.torch

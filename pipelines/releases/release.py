@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from .ensemble import Ensemble, Rule
-from .fuser import DecisionFusion, Fuser, Fusion
-from .registry import Network
+from ..ensemble import Ensemble, Rule
+from ..fuser import DecisionFusion, Fuser, Fusion
+from ..registry import Network
 
 FACTORY = "factory"
 """Name of the release that is configured, not kept: its networks are those of the registry."""

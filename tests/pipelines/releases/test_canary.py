@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 import pytest
-from visaged.pipelines.canary import Canary
 from visaged.pipelines.detector import DetectorConfig
 from visaged.pipelines.engines.engine import Inputs
 from visaged.pipelines.engines.engine_loader import EngineInfo
@@ -17,8 +16,9 @@ from visaged.pipelines.fuser import DecisionFusion, Fuser
 from visaged.pipelines.inference import InferencePipeline
 from visaged.pipelines.message import EMOTIONS, Face
 from visaged.pipelines.registry import ChipRecipe, Colour, Network, Output
-from visaged.pipelines.release import LoadedRelease, factory_release
-from visaged.pipelines.side_by_side import SideBySide
+from visaged.pipelines.releases.canary import Canary
+from visaged.pipelines.releases.release import LoadedRelease, factory_release
+from visaged.pipelines.releases.side_by_side import SideBySide
 from visaged.pipelines.tracker import TrackerConfig
 
 F32 = npt.NDArray[np.float32]

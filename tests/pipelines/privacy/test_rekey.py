@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from visaged.pipelines import rekey as rekey_module
 from visaged.pipelines.errors import StoreError
 from visaged.pipelines.identity.gallery import Gallery
 from visaged.pipelines.loop.sample import Source
 from visaged.pipelines.loop.sample_store import SampleStore
 from visaged.pipelines.loop.sighting import Sighting
-from visaged.pipelines.rekey import STORES, Rekeying
-from visaged.pipelines.seal import read_keys
+from visaged.pipelines.privacy import rekey as rekey_module
+from visaged.pipelines.privacy.rekey import STORES, Rekeying
+from visaged.pipelines.privacy.seal import read_keys
 from visaged.tools.rekey import rekey
 
 SPAWN = multiprocessing.get_context("spawn")

@@ -20,10 +20,10 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from .cache_files import locked, sha256_of, sync_folder, write_atomically
-from .errors import MALFORMED, NO_ARCHIVE, ModelError, ReleaseError
-from .fuser import CascadeHead, FeatureFusion
-from .model_store import NetworkFiles
+from ..cache_files import locked, sha256_of, sync_folder, write_atomically
+from ..errors import MALFORMED, NO_ARCHIVE, ModelError, ReleaseError
+from ..fuser import CascadeHead, FeatureFusion
+from ..model_store import NetworkFiles
 from .release import Release, ReleaseMember
 
 LEAVING = ".leaving-"  # folders that are no release any more

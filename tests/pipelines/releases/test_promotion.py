@@ -16,7 +16,8 @@ from visaged.pipelines.ensemble import EnsembleConfig
 from visaged.pipelines.errors import ReleaseError
 from visaged.pipelines.fuser import DecisionFusion
 from visaged.pipelines.model_store import ModelStore, NetworkFiles
-from visaged.pipelines.promotion import (
+from visaged.pipelines.registry import FACE_RESNET
+from visaged.pipelines.releases.promotion import (
     ON_TRIAL,
     Event,
     Journal,
@@ -24,9 +25,8 @@ from visaged.pipelines.promotion import (
     serving_release,
     step,
 )
-from visaged.pipelines.registry import FACE_RESNET
-from visaged.pipelines.release import FACTORY, Release
-from visaged.pipelines.release_store import About, ReleaseStore, StoredRelease, member_of
+from visaged.pipelines.releases.release import FACTORY, Release
+from visaged.pipelines.releases.release_store import About, ReleaseStore, StoredRelease, member_of
 
 SPAWN = multiprocessing.get_context("spawn")
 WAY: tuple[Event, ...] = ("pass", "shadow", "canary", "promote", "commit")

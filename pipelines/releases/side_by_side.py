@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import ModelError
+from ..inference import InferencePipeline
 from .canary import Look, check_finite
-from .errors import ModelError
-from .inference import InferencePipeline
 from .release import LoadedRelease
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import StoreError
+from ..errors import StoreError
 from .seal import Sealer, create_key_file, credential
 
 SCRUB_TRIES, SCRUB_PAUSE_S = 20, 0.05

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from msgspec import Meta, Struct
 from scipy.special import pdtrc
 
-from .message import EMOTIONS
+from ..message import EMOTIONS
 from .side_by_side import Comparison
 
 F32 = npt.NDArray[np.float32]

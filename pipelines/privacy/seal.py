@@ -15,8 +15,8 @@ from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from .cache_files import sync_folder
-from .errors import StoreError
+from ..cache_files import sync_folder
+from ..errors import StoreError
 
 KEY_BYTES, KEY_ID_BYTES, NONCE_BYTES = 32, 4, 12
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .ensemble import Ensemble
-from .errors import ModelError
+from ..ensemble import Ensemble
+from ..errors import ModelError
 from .release import LoadedRelease
 
 F32 = npt.NDArray[np.float32]

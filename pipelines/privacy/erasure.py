@@ -16,13 +16,13 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from ..cache_files import sync_folder, write_atomically
+from ..errors import StoreError
+from ..identity.gallery import Gallery
+from ..identity.person import Removed
+from ..loop.lineage import Erased, note_erased
+from ..loop.sample_store import SampleStore
 from .audit import note
-from .cache_files import sync_folder, write_atomically
-from .errors import StoreError
-from .identity.gallery import Gallery
-from .identity.person import Removed
-from .loop.lineage import Erased, note_erased
-from .loop.sample_store import SampleStore
 from .seal import Signer, create_key_file, is_signed
 
 CODE_BYTES = 16

@@ -9,7 +9,6 @@ import numpy.typing as npt
 import onnx
 import pytest
 from onnx import numpy_helper
-from visaged.pipelines import gates
 from visaged.pipelines.assembly import parity_of
 from visaged.pipelines.engines.engine_loader import EngineInfo
 from visaged.pipelines.engines.ort_engine import OrtEngine
@@ -17,11 +16,12 @@ from visaged.pipelines.engines.parity import OutputParity, ParityReport, Toleran
 from visaged.pipelines.engines.plan import Backend, Precision
 from visaged.pipelines.ensemble import Ensemble, Member
 from visaged.pipelines.fuser import DecisionFusion
-from visaged.pipelines.gates import GATES, Cost, Facts, GateReport, GateResult, HoldOut, judge, mid_p
 from visaged.pipelines.learning.metrics import Truth
 from visaged.pipelines.model_store import ModelStore
 from visaged.pipelines.registry import EMOTION_XCEPTION, FACE_RESNET, Network
-from visaged.pipelines.release import Release, ReleaseMember
+from visaged.pipelines.releases import gates
+from visaged.pipelines.releases.gates import GATES, Cost, Facts, GateReport, GateResult, HoldOut, judge, mid_p
+from visaged.pipelines.releases.release import Release, ReleaseMember
 
 F32 = npt.NDArray[np.float32]
 K = 8

@@ -6,7 +6,7 @@ from pathlib import Path
 from threading import Barrier
 
 import pytest
-from visaged.pipelines.audit import note, read_chain
+from visaged.pipelines.privacy.audit import note, read_chain
 
 SPAWN = multiprocessing.get_context("spawn")
 

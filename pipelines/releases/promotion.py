@@ -15,9 +15,9 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from .audit import note
-from .cache_files import sync_folder, write_atomically
-from .errors import MALFORMED, ReleaseError
+from ..cache_files import sync_folder, write_atomically
+from ..errors import MALFORMED, ReleaseError
+from ..privacy.audit import note
 from .release import FACTORY
 from .release_store import ReleaseStore, StoredRelease, writing
 

@@ -3,9 +3,9 @@
 import numpy as np
 import numpy.typing as npt
 import pytest
-from visaged.pipelines.canary import lot_of
-from visaged.pipelines.side_by_side import Comparison
-from visaged.pipelines.trial import PromotionConfig, Trial, psi
+from visaged.pipelines.releases.canary import lot_of
+from visaged.pipelines.releases.side_by_side import Comparison
+from visaged.pipelines.releases.trial import PromotionConfig, Trial, psi
 
 F32 = npt.NDArray[np.float32]
 CONFIG = PromotionConfig(least_faces=50, shadow_tracks=60)

@@ -15,11 +15,11 @@ import numpy.typing as npt
 from msgspec import Struct
 from scipy.stats import binom
 
-from .cache_files import write_atomically
-from .engines.parity import ParityReport
-from .errors import MALFORMED, ReleaseError
-from .learning.metrics import ACCURACY, ECE, MACRO_F1, Bootstrap, Truth, difference, recall_of
-from .message import EMOTIONS
+from ..cache_files import write_atomically
+from ..engines.parity import ParityReport
+from ..errors import MALFORMED, ReleaseError
+from ..learning.metrics import ACCURACY, ECE, MACRO_F1, Bootstrap, Truth, difference, recall_of
+from ..message import EMOTIONS
 from .release import Release
 from .release_store import StoredRelease
 

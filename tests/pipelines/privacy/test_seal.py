@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from visaged.pipelines.errors import StoreError
-from visaged.pipelines.seal import Sealer, create_key_file, credential
+from visaged.pipelines.privacy.seal import Sealer, create_key_file, credential
 
 
 @pytest.fixture

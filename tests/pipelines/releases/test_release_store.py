@@ -16,8 +16,8 @@ from visaged.pipelines.errors import ReleaseError
 from visaged.pipelines.fuser import CascadeHead, DecisionFusion, FeatureFusion
 from visaged.pipelines.model_store import ModelStore, ModelsWith, NetworkFiles
 from visaged.pipelines.registry import EMOTION_XCEPTION, FACE_RESNET, NETWORKS
-from visaged.pipelines.release import Release
-from visaged.pipelines.release_store import About, ReleaseStore, StoredRelease, member_of, write_head
+from visaged.pipelines.releases.release import Release
+from visaged.pipelines.releases.release_store import About, ReleaseStore, StoredRelease, member_of, write_head
 
 SPAWN = multiprocessing.get_context("spawn")
 ABOUT = About(made_at=1.0)

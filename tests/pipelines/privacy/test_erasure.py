@@ -6,7 +6,6 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from visaged.pipelines.erasure import Forgotten, forget, name_hash, open_signer, read_receipt
 from visaged.pipelines.errors import ReleaseError, StoreError
 from visaged.pipelines.fuser import DecisionFusion
 from visaged.pipelines.identity.gallery import Gallery
@@ -15,8 +14,9 @@ from visaged.pipelines.loop.sample import Label, Source
 from visaged.pipelines.loop.sample_store import SampleStore
 from visaged.pipelines.loop.sighting import Sighting
 from visaged.pipelines.message import Identity
-from visaged.pipelines.release import Release
-from visaged.pipelines.release_store import About, ReleaseStore
+from visaged.pipelines.privacy.erasure import Forgotten, forget, name_hash, open_signer, read_receipt
+from visaged.pipelines.releases.release import Release
+from visaged.pipelines.releases.release_store import About, ReleaseStore
 
 ADA, EVE = Identity(state="known", person="Ada"), Identity(state="known", person="Eve")
 FACE = np.ones((1, 128), np.float32)

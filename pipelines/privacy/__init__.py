@@ -1,0 +1,1 @@
+"""What is kept of people: sealed, removed without a trace, and accounted for."""
