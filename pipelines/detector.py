@@ -21,6 +21,7 @@ F32 = npt.NDArray[np.float32]
 
 NEAR_REACH = 1.8  # side of the searched square in units of the predicted face's side
 NEAR_FACE_PX = 90.0  # the predicted face after scaling: some tolerance above HOG's smallest
+PHOTO_FACE_PX = 60
 NEAR_IOU = 0.25  # overlap with the prediction from which a re-detected face is the same
 
 
@@ -142,6 +143,11 @@ def check_frame(rgb: U8) -> None:
     """
     if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8 or rgb.size == 0:
         raise ValueError(f"frame must be (H, W, 3) uint8 and not empty: {rgb.shape=} {rgb.dtype=}")
+
+
+def build_photo_detector(store: ModelStore) -> DlibDetector:
+    """Return the detector for photos of people, whose faces may be smaller than those at a door."""
+    return build_detector(DetectorConfig(min_face_px=PHOTO_FACE_PX), store)
 
 
 def build_detector(

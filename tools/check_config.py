@@ -162,7 +162,7 @@ def type_words(kind: types.Type) -> str:
 
 def _bounds(kind: types.IntType | types.FloatType) -> str:
     signs = (("≥", kind.ge), (">", kind.gt), ("≤", kind.le), ("<", kind.lt))
-    words = [f"{sign} {bound}" for sign, bound in signs if bound is not None]
+    words = [f"{sign} {bound:g}" for sign, bound in signs if bound is not None]
     return f", {', '.join(words)}" if words else ""
 
 

@@ -17,12 +17,12 @@ from ..daemon.config import find_config
 from ..pipelines.errors import PhotoError, SourceError
 from ..pipelines.model_store import ModelStore
 from ..pipelines.photo import photos_below
-from ..pipelines.synthesis.admission import Admission, KnownFace, Verdict
+from ..pipelines.synthesis.admission import Admission, KnownFace, Verdict, build_admission
 from ..pipelines.synthesis.ageing import aged
 from ..pipelines.synthesis.expressions import EXPRESSIONS, bend
 from ..pipelines.synthesis.pose import fit_pose
 from ..pipelines.synthesis.renderer import Rendering, Source, View, frontalised, render
-from .synthesise import build_admission, face_in
+from .synthesise import face_in
 
 ANGLES = (15, 30, 45)
 SAME_PERSON = 0.6  # dlib's own threshold

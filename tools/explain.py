@@ -12,7 +12,7 @@ from rich.console import Console
 
 from ..daemon.config import find_config
 from ..kernels.chips import cut_chip, to_input
-from ..pipelines.detector import DetectorConfig, build_detector
+from ..pipelines.detector import build_photo_detector
 from ..pipelines.errors import ConfigError, PhotoError
 from ..pipelines.importers.dlib_dat import read_face_resnet
 from ..pipelines.importers.emotion_head import read_head
@@ -74,7 +74,7 @@ def face_chip(photo: Path, models: ModelStore) -> U8:
         PhotoError: not a picture, or no face in it.
     """
     rgb = read_photo(photo)
-    faces = build_detector(DetectorConfig(min_face_px=60), models).detect(rgb)
+    faces = build_photo_detector(models).detect(rgb)
     if not faces:
         raise PhotoError(f"no face was found in {photo}; take one that looks into the camera")
     largest = max(faces, key=lambda face: float(np.prod(face.box[2:] - face.box[:2])))

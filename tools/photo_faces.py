@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..pipelines.cropper import Cropper
-from ..pipelines.detector import Detector, DetectorConfig, build_detector
+from ..pipelines.detector import Detector, build_photo_detector
 from ..pipelines.errors import PhotoError
 from ..pipelines.model_store import ModelStore
 from ..pipelines.photo import SUFFIXES, photos_below, read_photo
@@ -17,8 +17,6 @@ from ..pipelines.registry import ChipRecipe
 
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
-
-MIN_FACE_PX = 60  # photos of research sets are small
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +47,7 @@ def photos_under(folder: Path) -> list[Path]:
 def faces_of(photos: Iterable[Path], store: ModelStore) -> Iterator[PhotoFace | None]:
     """Yield for every photo the face nearest to its middle, or None: no face, or no picture."""
     cv2.setNumThreads(1)
-    detector = build_detector(DetectorConfig(min_face_px=MIN_FACE_PX), store)
+    detector = build_photo_detector(store)
     for path in photos:
         yield _face_of(path, detector)
 

@@ -9,14 +9,11 @@ import typer
 from rich.console import Console
 
 from ..daemon.config import find_config
-from ..pipelines.detector import DetectorConfig, build_detector
-from ..pipelines.engines.ort_engine import OrtEngine
 from ..pipelines.errors import PhotoError
 from ..pipelines.learning.contact_sheet import contact_sheet, write_png
 from ..pipelines.model_store import ModelStore
 from ..pipelines.photo import read_photo
-from ..pipelines.registry import FACE_RESNET
-from ..pipelines.synthesis.admission import Admission, KnownFace, Verdict
+from ..pipelines.synthesis.admission import Admission, KnownFace, Verdict, build_admission
 from ..pipelines.synthesis.ageing import aged
 from ..pipelines.synthesis.expressions import EXPRESSIONS, bend
 from ..pipelines.synthesis.generator import Generator
@@ -24,7 +21,7 @@ from ..pipelines.synthesis.renderer import FRONTALISED, Rendering, Source, View,
 
 U8 = npt.NDArray[np.uint8]
 
-MIN_FACE_PX = 60
+
 SHOWN_CM = 14.0  # from the middle of a face to the sides of its cell
 CELL_PX = 144
 
@@ -82,12 +79,6 @@ def frontal_view(photo: Path, known: KnownFace) -> Rendering:
             f"works between {low:.0f} and {high:.0f}; take another photo"
         )
     return rendering
-
-
-def build_admission(models: ModelStore) -> Admission:
-    """Return detector and identity network."""
-    detector = build_detector(DetectorConfig(min_face_px=MIN_FACE_PX), models)
-    return Admission(detector, OrtEngine(models.ensure(FACE_RESNET.name), threads=2))
 
 
 def face_in(photo: Path, admission: Admission) -> KnownFace:

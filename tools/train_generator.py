@@ -12,7 +12,7 @@ from rich.progress import track
 from ..daemon.config import find_config
 from ..kernels.chips import cut_chip
 from ..pipelines.cache_files import write_atomically
-from ..pipelines.detector import Detector, DetectorConfig, build_detector
+from ..pipelines.detector import Detector, build_photo_detector
 from ..pipelines.errors import PhotoError, SourceError
 from ..pipelines.learning.contact_sheet import contact_sheet, write_png
 from ..pipelines.learning.samples import TRAIN, Samples, split_of
@@ -20,7 +20,6 @@ from ..pipelines.learning.task import TaskConfig, photos_of
 from ..pipelines.model_store import ModelStore
 from ..pipelines.photo import read_photo
 from ..pipelines.synthesis.generator import PADDING, Generator
-from .synthesise import MIN_FACE_PX
 
 if TYPE_CHECKING:
     from ..pipelines.synthesis.vae_gan import GeneratorEpoch
@@ -51,7 +50,7 @@ def train_generator(
 
     paths, console = find_config(config).paths, Console(highlight=False)
     wanted = GeneratorConfig(epochs=epochs, threads=threads)
-    detector = build_detector(DetectorConfig(min_face_px=MIN_FACE_PX), ModelStore(paths.cache, paths.wheels))
+    detector = build_photo_detector(ModelStore(paths.cache, paths.wheels))
     samples = faces_of(folder, wanted.size, detector, console)
     is_learned = split_of(samples.groups, tune=0.2, test=0) == TRAIN
     train, tune = samples.take(is_learned), samples.take(~is_learned)

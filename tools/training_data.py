@@ -22,8 +22,8 @@ from ..pipelines.learning.task import photos_of, read_task
 from ..pipelines.learning.task_faces import FaceFinder, load_faces
 from ..pipelines.model_store import ModelStore
 from ..pipelines.registry import FERPLUS_CLASSES
+from ..pipelines.synthesis.admission import build_admission
 from ..pipelines.synthesis.synthesiser import Synthesiser
-from .synthesise import build_admission
 
 U8 = npt.NDArray[np.uint8]
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from msgspec import Struct
 
 from ..cropper import Cropper
-from ..detector import Detector, DetectorConfig, build_detector
+from ..detector import Detector, build_photo_detector
 from ..errors import ConfigError, PhotoError, SourceError
 from ..model_store import ModelStore
 from ..photo import read_photo
@@ -26,7 +26,6 @@ from .task import Photo, TaskConfig, photos_of
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
 
-MIN_FACE_PX = 60  # photos of a site's own are small
 SMALL_PX = 160  # a crop of a face below this is enlarged to it, so that the detector can see it
 
 
@@ -52,7 +51,7 @@ class FaceFinder:
             ModelError: a weights file is missing or corrupt.
         """
         self._find = {"frame": self._in_frame, "face": self._in_crop, "box": self._in_box}[kind]
-        detector = build_detector(DetectorConfig(min_face_px=MIN_FACE_PX), store)
+        detector = build_photo_detector(store)
         self._detector: Detector = detector
         self._predictor = detector.landmarks
         self.n_guessed = 0

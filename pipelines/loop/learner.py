@@ -24,18 +24,23 @@ from ..errors import ModelError, ReleaseError, SampleError
 from ..fuser import FeatureFusion
 from ..importers.emotion_head import EmotionHead
 from ..importers.onnx_head import FEATURES, Layers, head_of, layers_of, trunk_of, with_layers
+from ..learning.losses import LossConfig
 from ..learning.metrics import fit_temperature
 from ..model_store import ModelStore, NetworkFiles
 from ..releases.release import Release, ReleaseMember, published_release
 from ..releases.release_store import About, ReleaseStore, member_of
+from ..synthesis.admission import build_admission
+from ..synthesis.synthesiser import Synthesiser
 from .lesson import Lesson, doubt, gather, look_at
 from .progress import Progress
-from .rehearsal import Schedule, Step, Taught, rehearse
-from .replay_memory import BaseMemory, Remembered, read_base, trunk_digest
+from .rehearsal import Curriculum, Schedule, Step, Taught, rehearse
+from .replay_memory import BaseMemory, Remembered, nothing, read_base, trunk_digest
 from .report import Evidence, Report, compare, save_report
 from .sample import Sample
 from .sample_store import SampleStore
 from .schedule import LearningConfig
+from .style import in_style_of
+from .views import views_of
 
 F32 = npt.NDArray[np.float32]
 
@@ -49,11 +54,12 @@ Tell = Callable[[Progress], bool]
 
 @dataclass(frozen=True, slots=True)
 class Champion:
-    """The release that serves: its networks by name, and which of them learns."""
+    """The release that serves: its networks by name, which of them learns, and where all networks are."""
 
     release: Release
     networks: Mapping[str, NetworkFiles]
     pupil: NetworkFiles
+    models: ModelStore
 
 
 def champion_of(configs: StageConfigs, state: Path, models: ModelStore) -> Champion:
@@ -74,7 +80,7 @@ def champion_of(configs: StageConfigs, state: Path, models: ModelStore) -> Champ
             f"release {release.id} combines features, whose classifier would not fit another head; "
             "serve one that combines probabilities to learn from samples"
         )
-    return Champion(release, networks, pupils[0])
+    return Champion(release, networks, pupils[0], models)
 
 
 def learn(
@@ -111,8 +117,9 @@ class _Round:
         self._trunk = OrtEngine(trunk)
         self._base = read_base(state, trunk_digest(trunk))
         self._samples = gather(store)
-        self._name = _run_name(self._samples, champion.release, self._base)
+        self._name = _run_name(self._samples, champion.release, self._base, config)
         self._tell = tell
+        self._n_copies = 0
         self._chips: F32 | None = None  # the first of them, to compare the candidate's embeddings on
 
     def run(self) -> Report | None:
@@ -135,8 +142,8 @@ class _Round:
             )
         taught = rehearse(
             self._layers,
-            (new, memory, tune),
-            Schedule(max_steps=self._config.max_steps),
+            Curriculum(new.beside(self._views(lesson, new)), memory, self._restyled(lesson), tune),
+            _schedule_of(self._config),
             self._checkpoint(),
             self._has_stepped,
         )
@@ -205,12 +212,36 @@ class _Round:
         own = lesson.softened(lesson.known())
         return own if self._base is None else self._base.train.beside(own)
 
+    def _restyled(self, lesson: Lesson) -> Remembered:
+        site = lesson.as_labelled(lesson.labelled("train") & ~lesson.suspects)
+        if self._base is None or not self._config.restyled:
+            return nothing(site.features.shape[1], site.targets.shape[1])
+        return in_style_of(site, self._base.train)
+
+    def _views(self, lesson: Lesson, new: Remembered) -> Remembered:
+        """Return altered copies of the new faces, as far as the configuration asks for some."""
+        config, recipe = self._config, self._champion.pupil.row.recipe
+        if not (config.augmented_views or config.rendered_view):
+            return new.take(np.arange(0))
+        self._tell(Progress(stage="looking", run=self._name, note="altered copies"))
+        ids = [s.id for s, is_new in zip(lesson.samples, lesson.new(), strict=True) if is_new]
+        faces = [self._store.face(id) for id in ids]
+        synthesiser = None
+        if config.rendered_view:
+            synthesiser = Synthesiser(build_admission(self._champion.models), recipe.padding)
+        copies = views_of(faces, new, config, recipe, self._features, synthesiser)
+        self._n_copies = len(copies)
+        return copies
+
     def _tune(self, lesson: Lesson) -> Remembered:
         own = lesson.as_labelled(lesson.labelled("tune"))
         return own if self._base is None else self._base.tune.beside(own)
 
     def _look(self, chips: F32) -> F32:
         self._chips = chips if self._chips is None else self._chips
+        return self._features(chips)
+
+    def _features(self, chips: F32) -> F32:
         return self._trunk.infer(chips)[FEATURES]
 
     def _has_seen(self, n: int) -> bool:
@@ -265,6 +296,7 @@ class _Round:
     def _report(self, lesson: Lesson, outcome: str) -> Report:
         counts = {
             "new": int(lesson.new().sum()),
+            "altered copies": self._n_copies,
             "remembered": int(lesson.known().sum()),
             "base": len(self._base.train) if self._base else 0,
             "tune": int(lesson.labelled("tune").sum()),
@@ -288,9 +320,16 @@ def labels_of(samples: Sequence[Sample]) -> dict[str, str]:
     return {sample.id: sample.label.emotion for sample in samples if sample.label.emotion}
 
 
-def _run_name(samples: Sequence[Sample], release: Release, base: BaseMemory | None) -> str:
-    """Return the name of the round: the same samples, labels, parent and memory make the same round."""
-    what = [sorted((s.id, s.label.emotion, s.label.person) for s in samples), release.id]
+def _schedule_of(config: LearningConfig) -> Schedule:
+    losses = tuple(LossConfig(kind=kind, weight=weight) for kind, weight in config.losses.items())
+    return Schedule(max_steps=config.max_steps, losses=losses, restyled=config.restyled)
+
+
+def _run_name(
+    samples: Sequence[Sample], release: Release, base: BaseMemory | None, config: LearningConfig
+) -> str:
+    """Return the name of the round: of the same samples, labels, parent, memory and settings it is one."""
+    what = [sorted((s.id, s.label.emotion, s.label.person) for s in samples), release.id, config]
     content = msgspec.json.encode([*what, base.digest if base else ""])
     return hashlib.sha256(content).hexdigest()[:12]
 

@@ -24,6 +24,7 @@ from torch.nn.functional import cross_entropy, dropout, mse_loss
 from ..cache_files import write_atomically
 from ..importers.emotion_head import EmotionHead
 from ..importers.onnx_head import Layers
+from ..learning.losses import LossConfig, WeightedLosses
 from ..learning.metrics import log_loss
 from .replay_memory import Remembered
 
@@ -39,18 +40,37 @@ UNHELPED = "no look at the tuning faces was better than the first"
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """How a head is taught. `replay` and `logits` weigh memory against the new faces, as in the paper."""
+    """How a head is taught. `replay` and `logits` weigh memory against the new faces, as in the paper.
+
+    `losses` are those on new faces; `restyled` weighs the memory that was moved to where these are.
+    """
 
     max_steps: int = 200
     batch: int = 32
     rate: float = 3e-4
     decay: float = 0.01
     input_dropout: float = 0.2
+    losses: tuple[LossConfig, ...] = (LossConfig(kind="cross_entropy"),)
     replay: float = 0.5
     logits: float = 0.5
+    restyled: float = 1.0
     ema: float = 0.99
     seed: int = 1
     check_every: int = 20  # steps between checkpoints and looks at the tuning faces
+
+
+@dataclass(frozen=True, slots=True)
+class Curriculum:
+    """What a head is taught from; any but `new` may be empty.
+
+    Without `memory` nothing holds the head to what it knew; `restyled` is memory as it looks at the site
+    (`style.in_style_of`); without `tune` every look is as good as the last.
+    """
+
+    new: Remembered
+    memory: Remembered
+    restyled: Remembered
+    tune: Remembered
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +95,7 @@ class Taught:
 
 def rehearse(
     layers: Layers,
-    parts: tuple[Remembered, Remembered, Remembered],
+    curriculum: Curriculum,
     schedule: Schedule,
     checkpoint: Path,
     go_on: Callable[[Step], bool],
@@ -84,12 +104,12 @@ def rehearse(
 
     Args:
         layers: of the champion.
-        parts: new faces, memory and tuning faces. Without memory nothing holds the head to what it knew.
+        curriculum: from what.
         schedule: how.
         checkpoint: file that keeps the state between steps; removed at the end.
         go_on: asked after every step; False stops.
     """
-    pupil = _Pupil(layers, parts, schedule)
+    pupil = _Pupil(layers, curriculum, schedule)
     pupil.load(checkpoint)
     begun_s, begun_at = time.monotonic(), pupil.step
     torch.set_num_threads(1)
@@ -115,11 +135,11 @@ def rehearse(
 class _Pupil:
     """The head under training, its average, and the best average so far. Owned by `rehearse`."""
 
-    def __init__(
-        self, layers: Layers, parts: tuple[Remembered, Remembered, Remembered], schedule: Schedule
-    ) -> None:
-        self._new, self._memory, self._tune = parts
+    def __init__(self, layers: Layers, curriculum: Curriculum, schedule: Schedule) -> None:
+        self._new, self._memory = curriculum.new, curriculum.memory
+        self._restyled, self._tune = curriculum.restyled, curriculum.tune
         self._schedule = schedule
+        _, self._group_of_new = np.unique(self._new.groups, return_inverse=True)
         seen = np.concatenate([self._new.features, self._memory.features])
         self._mean, self._spread = seen.mean(axis=0), seen.std(axis=0) + np.float32(1e-3)
         # what the champion says of what it must not forget: the dark knowledge of the paper
@@ -127,7 +147,14 @@ class _Pupil:
         self._weights = [nn.Parameter(torch.from_numpy(values)) for values in self._unfold(layers)]
         self._average = [w.detach().clone() for w in self._weights]
         self._best = [w.detach().clone() for w in self._weights]
-        self._optimiser = torch.optim.AdamW(self._weights, lr=schedule.rate, weight_decay=schedule.decay)
+        torch.manual_seed(schedule.seed)  # centres begin at random
+        n_features, n_classes = layers[-1][0].shape
+        self._losses = WeightedLosses(
+            schedule.losses, n_classes, n_features, self._new.targets.sum(axis=0).tolist()
+        )
+        self._optimiser = torch.optim.AdamW(
+            [*self._weights, *self._losses.parameters()], lr=schedule.rate, weight_decay=schedule.decay
+        )
         self.step, self.is_better = 0, False
         self.first_loss = self.tuning_loss = self.best_loss = self._loss_of(self._weights)
 
@@ -137,15 +164,19 @@ class _Pupil:
         random = np.random.default_rng([schedule.seed, self.step])
         torch.manual_seed(schedule.seed * 1_000_003 + self.step)
         rows = random.integers(0, len(self._new), schedule.batch)
-        loss = cross_entropy(self._run(self._new.features[rows]), torch.from_numpy(self._new.targets[rows]))
+        logits, hidden = self._run(self._new.features[rows])
+        targets, groups = torch.from_numpy(self._new.targets[rows]), self._group_of_new[rows]
+        loss, _ = self._losses(logits, hidden, targets, torch.from_numpy(groups))
         if len(self._memory):
             rows, dark = random.integers(0, len(self._memory), (2, schedule.batch))
-            again = self._run(self._memory.features[rows])
-            loss = loss + schedule.replay * cross_entropy(again, torch.from_numpy(self._memory.targets[rows]))
+            loss = loss + schedule.replay * self._replayed(self._memory.take(rows))
             before = torch.from_numpy(self._memory_logits[dark])
-            loss = loss + schedule.logits * mse_loss(self._run(self._memory.features[dark]), before)
+            loss = loss + schedule.logits * mse_loss(self._run(self._memory.features[dark])[0], before)
+        if len(self._restyled) and schedule.restyled:
+            rows = random.integers(0, len(self._restyled), schedule.batch)
+            loss = loss + schedule.restyled * self._replayed(self._restyled.take(rows))
         self._optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self._optimiser.step()
         with torch.no_grad():
             for average, weights in zip(self._average, self._weights, strict=True):
@@ -184,6 +215,7 @@ class _Pupil:
             "weights": [w.detach() for w in self._weights],
             "average": self._average,
             "best": self._best,
+            "losses_state": self._losses.state_dict(),
             "optimiser": self._optimiser.state_dict(),
         }
         buffer = io.BytesIO()
@@ -202,16 +234,20 @@ class _Pupil:
             for weights, kept in zip(self._weights, state["weights"], strict=True):
                 weights.copy_(kept)
         self._average, self._best = state["average"], state["best"]
+        self._losses.load_state_dict(state["losses_state"])
         self._optimiser.load_state_dict(state["optimiser"])
 
-    def _run(self, features: F32) -> Tensor:
-        """Return logits of raw features, some of which are dropped."""
+    def _run(self, features: F32) -> tuple[Tensor, Tensor]:
+        """Return logits, and what the last layer reads, of raw features, some of which are dropped."""
         scaled = torch.from_numpy((features - self._mean) / self._spread)
-        values = dropout(scaled, self._schedule.input_dropout)
+        values = hidden = dropout(scaled, self._schedule.input_dropout)
         for index in range(0, len(self._weights), 2):
-            values = (torch.relu(values) if index else values) @ self._weights[index]
-            values = values + self._weights[index + 1]
-        return values
+            hidden = torch.relu(values) if index else values
+            values = hidden @ self._weights[index] + self._weights[index + 1]
+        return values, hidden
+
+    def _replayed(self, faces: Remembered) -> Tensor:
+        return cross_entropy(self._run(faces.features)[0], torch.from_numpy(faces.targets))
 
     def _loss_of(self, weights: list[Any]) -> float:
         if not len(self._tune):

@@ -1,7 +1,8 @@
 """When the daemon learns from its samples, and how much: pure, no clock and no disk."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
+import msgspec
 from msgspec import Meta, Struct
 
 
@@ -19,6 +20,21 @@ class LearningConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Corrected samples that a round needs to learn from, besides those it is measured on."""
     max_steps: Annotated[int, Meta(ge=20, le=10_000)] = 200
     """Steps of training at most, of 32 new faces and 32 remembered ones each."""
+    losses: dict[
+        Literal["cross_entropy", "generalised_cross_entropy", "centre", "island", "tuplet_clusters"],
+        Annotated[float, Meta(ge=0)],
+    ] = msgspec.field(default_factory=lambda: {"cross_entropy": 1.0})
+    """What is minimised on new faces, and how much each counts; by default `cross_entropy = 1.0` alone.
+    Beside few faces of few people losses on features rarely help (docs/learning.md)."""
+    restyled: Annotated[float, Meta(ge=0, le=10)] = 1.0
+    """How much remembered faces count that were moved to where the site's faces lie, which carries a change
+    of light or camera over to every expression; 0: they are not made. Needs a base memory."""
+    augmented_views: Annotated[int, Meta(ge=0, le=16)] = 0
+    """Altered copies of each corrected face to learn from as well."""
+    augmentation: Literal["face", "slides", "base"] = "face"
+    """How these copies are altered: a preset of docs/learning.md."""
+    rendered_view: bool = False
+    """One more copy of each corrected face, turned, lit or aged by a 3D model of it."""
     pause_above_ms: Annotated[float, Meta(gt=0, le=60_000)] = 150.0
     """Age of the published frames (99 of 100 are younger) in ms beyond which learning waits."""
 

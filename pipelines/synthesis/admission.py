@@ -6,10 +6,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ...kernels.chips import cut_chip, to_input
-from ..detector import Detector
+from ..detector import Detector, build_photo_detector
 from ..engines.engine import Engine
+from ..engines.ort_engine import OrtEngine
 from ..errors import PhotoError
 from ..frame import Detection
+from ..model_store import ModelStore
 from ..registry import FACE_RESNET
 from .renderer import Rendering, Source
 
@@ -125,3 +127,13 @@ def _judged_by_identity(distance: float, limit: float) -> Verdict:
     if distance >= limit:
         return Verdict(f"looks like somebody else: distance {distance:.2f}, not below {limit}", distance)
     return Verdict("", distance)
+
+
+def build_admission(models: ModelStore) -> Admission:
+    """Return detector and identity network.
+
+    Raises:
+        ModelError: a network cannot be had.
+    """
+    detector = build_photo_detector(models)
+    return Admission(detector, OrtEngine(models.ensure(FACE_RESNET.name), threads=2))

@@ -13,12 +13,12 @@ from visaged.kernels.chips import cut_chip
 from visaged.pipelines.errors import ModelError, PhotoError, SourceError
 from visaged.pipelines.learning.samples import Samples
 from visaged.pipelines.model_store import ModelStore
-from visaged.pipelines.synthesis.admission import Verdict
+from visaged.pipelines.synthesis.admission import Verdict, build_admission
 from visaged.pipelines.synthesis.generator import Generator
 from visaged.pipelines.synthesis.pose import fit_pose
 from visaged.pipelines.synthesis.renderer import Source, View, render
 from visaged.tools.cli import build_app
-from visaged.tools.synthesise import CELL_PX, build_admission, caption, draw_generated, face_in
+from visaged.tools.synthesise import CELL_PX, caption, draw_generated, face_in
 
 U8 = npt.NDArray[np.uint8]
 

@@ -6,11 +6,11 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
-from visaged.pipelines.detector import DetectorConfig, build_detector
+from visaged.pipelines.detector import build_photo_detector
 from visaged.pipelines.errors import ConfigError, SourceError
 from visaged.pipelines.learning.samples import PARTS, TEST, TRAIN, split_of
 from visaged.pipelines.learning.task import TaskConfig, read_task
-from visaged.pipelines.learning.task_faces import MIN_FACE_PX, FaceFinder, TaskFaces, load_faces, parted
+from visaged.pipelines.learning.task_faces import FaceFinder, TaskFaces, load_faces, parted
 from visaged.pipelines.model_store import ModelStore
 from visaged.pipelines.registry import ChipRecipe, Colour
 
@@ -113,7 +113,7 @@ def test_the_chip_of_a_frame_is_the_live_chip_of_its_largest_face(
     small = cv2.resize(astronaut, None, fx=0.55, fy=0.55, interpolation=cv2.INTER_AREA)
     pair = np.zeros((512, 512 + small.shape[1], 3), np.uint8)
     pair[: small.shape[0], : small.shape[1]], pair[:, small.shape[1] :] = small, astronaut
-    detector = build_detector(DetectorConfig(min_face_px=MIN_FACE_PX), store)
+    detector = build_photo_detector(store)
     live = max(detector.detect(pair), key=lambda face: float(np.prod(face.box[2:] - face.box[:2])))
 
     found = FaceFinder("frame", store).find(pair)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -14,7 +15,7 @@ from visaged.pipelines.engines.precision import Int8Style, read_ranges, to_int8
 from visaged.pipelines.ensemble import EnsembleConfig, blank_chips
 from visaged.pipelines.errors import ModelError, ReleaseError, SampleError
 from visaged.pipelines.importers.emotion_head import EmotionHead
-from visaged.pipelines.importers.onnx_head import head_of, layers_of, trunk_of, with_layers
+from visaged.pipelines.importers.onnx_head import Layers, head_of, layers_of, trunk_of, with_layers
 from visaged.pipelines.loop.progress import Progress
 from visaged.pipelines.loop.replay_memory import (
     BaseMemory,
@@ -36,7 +37,9 @@ from visaged.pipelines.releases.release_store import ReleaseStore
 pytest.importorskip("torch", reason="torch is not installed (extra `learn`)")
 pytestmark = pytest.mark.torch
 
+from visaged.pipelines.loop import learner  # noqa: E402
 from visaged.pipelines.loop.learner import Champion, champion_of, learn  # noqa: E402
+from visaged.pipelines.loop.rehearsal import Curriculum, Taught, rehearse  # noqa: E402
 
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
@@ -75,6 +78,9 @@ def state(
     features = np.random.default_rng(0).uniform(0, 0.2, (90, layers_of(data)[0][0].shape[0])).astype("f4")
     logits = EmotionHead((), layers_of(data), ()).logits(features)
     targets = np.eye(len(EMOTIONS), dtype=np.float32)[logits.argmax(axis=1)]
+    targets[:10] = np.eye(len(EMOTIONS), dtype=np.float32)[
+        [EMOTIONS.index("anger"), EMOTIONS.index("sadness")] * 5
+    ]
     everybody = Remembered(features, targets, np.arange(90).astype(str))
     train, tune, hold_out = (everybody.take(np.arange(at, at + n)) for at, n in ((0, 50), (50, 20), (70, 20)))
     write_base(BaseMemory(train, tune, hold_out, trunk_digest(trunk_of(data))), folder)
@@ -139,6 +145,32 @@ def test_flagged_samples_become_a_candidate_that_is_served(
     assert 0 < len(learned) < N_SAMPLES // 2, "nobody is held out"
     assert last_report(state / "learning") == report
     assert list((state / "learning").glob("*.pt")) == []
+
+
+def test_a_round_learns_from_altered_copies_with_the_losses_it_is_told(
+    state: Path, champion: Champion, whole: Whole, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Altered copies and a loss on features, from the configuration alone."""
+    config = msgspec.structs.replace(CONFIG, augmented_views=2, losses={"cross_entropy": 1.0, "island": 0.01})
+    taught_from: list[Curriculum] = []
+
+    def note(layers: Layers, curriculum: Curriculum, *rest: Any) -> Taught | None:
+        taught_from.append(curriculum)
+        return rehearse(layers, curriculum, *rest)
+
+    monkeypatch.setattr(learner, "rehearse", note)
+    with SampleStore(state) as samples:
+        report = learn(champion, samples, state, config, go_on)
+
+    assert report is not None and report.release and report.run != whole.report.run
+    assert report.release != whole.report.release
+    (curriculum,) = taught_from
+    n_new = report.counts["new"]
+    assert len(curriculum.new) == 3 * n_new and report.counts["altered copies"] == 2 * n_new
+    assert len(ReleaseStore(state).get(report.release).about.samples) == len(
+        ReleaseStore(state).get(whole.report.release).about.samples
+    ), "copies are not samples"
+    assert len(curriculum.restyled) == report.counts["base"]
 
 
 def test_labels_in_doubt_are_the_mistaken_ones_and_are_not_learned_from(state: Path, whole: Whole) -> None:

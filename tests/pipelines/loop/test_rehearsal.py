@@ -12,6 +12,7 @@ import pytest
 from visaged.pipelines.importers.onnx_head import Layers
 from visaged.pipelines.loop.label_noise import find_suspects
 from visaged.pipelines.loop.replay_memory import nothing
+from visaged.pipelines.loop.style import in_style_of
 
 from tests.pipelines.loop.learning_world import (
     N_CLASSES,
@@ -27,7 +28,8 @@ from tests.pipelines.loop.learning_world import (
 torch = pytest.importorskip("torch", reason="torch is not installed (extra `learn`)")
 pytestmark = pytest.mark.torch
 
-from visaged.pipelines.loop.rehearsal import Schedule, Step, Taught, rehearse  # noqa: E402
+from visaged.pipelines.learning.losses import LossConfig  # noqa: E402
+from visaged.pipelines.loop.rehearsal import Curriculum, Schedule, Step, Taught, rehearse  # noqa: E402
 
 BASE, SITE = two_places()
 TOY = Schedule(rate=1e-3)  # 32 hidden units on 64 features: weights move more than in the real head
@@ -58,7 +60,12 @@ def go_on(step: Step) -> bool:
 
 
 def taught(
-    champion: Layers, folder: Path, *, remembers: bool = True, ask: Callable[[Step], bool] = go_on
+    champion: Layers,
+    folder: Path,
+    *,
+    remembers: bool = True,
+    ask: Callable[[Step], bool] = go_on,
+    schedule: Schedule = TOY,
 ) -> Taught | None:
     """Teach 60 flagged faces of which 6 have wrong labels."""
     features, labels = SITE.faces(60, 2)
@@ -68,7 +75,10 @@ def taught(
     memory = remembered(*BASE.faces(200, 4)) if remembers else nothing(N_FEATURES, N_CLASSES)
     tune = remembered(*SITE.faces(40, 5))
     tune = tune.beside(remembered(*BASE.faces(40, 6))) if remembers else tune
-    return rehearse(champion, (new, memory, tune), TOY, folder / "checkpoint.pt", ask)
+    restyled = in_style_of(remembered(features, said).take(kept), memory)
+    return rehearse(
+        champion, Curriculum(new, memory, restyled, tune), schedule, folder / "checkpoint.pt", ask
+    )
 
 
 def head(done: Taught | None) -> Layers:
@@ -144,12 +154,27 @@ def test_a_damaged_checkpoint_begins_anew(champion: Layers, tmp_path: Path) -> N
 def test_what_does_not_get_better_on_tuning_faces_is_given_up_early(champion: Layers, tmp_path: Path) -> None:
     features, labels = BASE.faces(60, 2)
     senseless = remembered(features, (labels + 3) % N_CLASSES)
-    memory, tune = nothing(N_FEATURES, N_CLASSES), remembered(*BASE.faces(80, 5))
+    nobody, tune = nothing(N_FEATURES, N_CLASSES), remembered(*BASE.faces(80, 5))
+    only_new = Curriculum(senseless, nobody, nobody, tune)
     wild, still = Schedule(rate=0.02), Schedule(rate=0.0)
 
-    given_up = rehearse(champion, (senseless, memory, tune), wild, tmp_path / "c.pt", go_on)
-    unmoved = rehearse(champion, (senseless, memory, tune), still, tmp_path / "c.pt", go_on)
+    given_up = rehearse(champion, only_new, wild, tmp_path / "c.pt", go_on)
+    unmoved = rehearse(champion, only_new, still, tmp_path / "c.pt", go_on)
 
     assert given_up is not None and given_up.n_steps == 20 and "grows" in given_up.abandoned
     assert unmoved is not None and unmoved.n_steps == 20 and "does not move" in unmoved.abandoned
     assert given_up.layers is champion
+
+
+def test_a_killed_round_with_centres_goes_on_with_the_same_ones(champion: Layers, tmp_path: Path) -> None:
+    losses = (LossConfig(kind="cross_entropy"), LossConfig(kind="island", weight=0.01))
+    schedule = Schedule(rate=1e-3, losses=losses, max_steps=40)
+    (whole := tmp_path / "whole").mkdir()
+    expected = head(taught(champion, whole, schedule=schedule))
+    plain = head(taught(champion, whole, schedule=Schedule(rate=1e-3, max_steps=40)))
+
+    assert taught(champion, tmp_path, schedule=schedule, ask=lambda step: step.step < 33) is None
+    found = head(taught(champion, tmp_path, schedule=schedule))
+
+    np.testing.assert_array_equal(expected[0][0], found[0][0])
+    assert np.abs(expected[0][0] - plain[0][0]).max() > 1e-4, "the island loss does nothing"

@@ -1,0 +1,49 @@
+"""Remembered faces as they would look at the site: what a change of light or camera does to all faces alike.
+
+A few flagged faces cannot say what every expression looks like in another light. The many that are
+remembered can, once the change is made to them too.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from .replay_memory import Remembered, nothing
+
+F32 = npt.NDArray[np.float32]
+
+MIN_FACES = 10  # of the site, below which their mean says more of the people than of the place
+FLAT = 1e-3  # a feature that spreads less is not stretched
+
+
+def in_style_of(site: Remembered, memory: Remembered) -> Remembered:
+    """Return the remembered faces with each feature moved and stretched to its mean and spread at the site.
+
+    The memory counts as if it showed the site's mix of classes, so that what distinguishes the places is
+    not mistaken for what distinguishes the expressions. Faces of classes that the site has not shown are
+    moved too. Nothing comes back where the site has too few faces, or none of its classes is remembered.
+
+    Args:
+        site: `(N, F)` features of labelled faces of the site.
+        memory: `(M, F)` of the same trunk.
+
+    Source: Huang and Belongie, "Arbitrary style transfer in real-time with adaptive instance
+    normalization", ICCV 2017, equation 8, over faces in place of pixels.
+    """
+    weights = _as_at(site, memory)
+    if len(site) < MIN_FACES or not weights.any():
+        return nothing(memory.features.shape[1], memory.targets.shape[1])
+    mean = weights @ memory.features
+    spread = np.sqrt(weights @ np.square(memory.features - mean)) + np.float32(FLAT)
+    standard = (memory.features - mean) / spread
+    moved: F32 = standard * site.features.std(axis=0) + site.features.mean(axis=0)
+    return Remembered(moved.astype(np.float32), memory.targets, memory.groups)
+
+
+def _as_at(site: Remembered, memory: Remembered) -> F32:
+    """Return `(M,)` weights, sum 1, by which the memory has the site's classes; all 0 where it has none."""
+    n_classes = memory.targets.shape[1]
+    wanted = np.bincount(site.labels, minlength=n_classes)
+    there = np.bincount(memory.labels, minlength=n_classes)
+    weights = (wanted / np.maximum(there, 1))[memory.labels].astype(np.float32)
+    total = weights.sum()
+    return weights / total if total else weights
