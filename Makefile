@@ -9,6 +9,8 @@ SOURCE ?=
 SECONDS ?=
 OUT ?= demo-output
 PYTEST_ARGS ?=
+# how many tests that only compute run at once
+WORKERS ?= 2
 # for the tests; EXTRAS=dev does without torch, and what needs it skips
 EXTRAS ?= dev,learn
 
@@ -22,8 +24,15 @@ BIN := .venv/bin
 demo: $(RUNS)
 	@$(BIN)/visaged demo --out "$(OUT)" $(if $(SOURCE),--source "$(SOURCE)") $(if $(SECONDS),--seconds $(SECONDS))
 
+# Without PYTEST_ARGS what only computes runs side by side first, a thread for each; then, with the machine to
+# itself, what runs processes in real time.
 test: $(READY)
+ifeq ($(strip $(PYTEST_ARGS)),)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not realtime"
+	$(BIN)/python -m pytest -p no:xdist -m realtime
+else
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+endif
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from ..pipelines.errors import ModelError, VisagedError
 from ..pipelines.releases.release import LoadedRelease
+from .freed_memory import give_back
 
 NICENESS = 10  # of the thread: capture and inference come first
 STOP_S = 2.0
@@ -84,6 +85,7 @@ class BackgroundLoad:
         except VisagedError as error:
             self.failure = str(error)
         else:
+            give_back()
             self._ready = ready
 
     def _build_plans(self, missing: Sequence[str]) -> None:
@@ -100,4 +102,9 @@ class BackgroundLoad:
 
 def retire(loaded: LoadedRelease) -> None:
     """Free a release beside the caller: letting go of memory can take milliseconds."""
-    threading.Thread(target=loaded.close, name="retire", daemon=True).start()
+
+    def free() -> None:
+        loaded.close()
+        give_back()
+
+    threading.Thread(target=free, name="retire", daemon=True).start()

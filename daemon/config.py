@@ -14,6 +14,7 @@ from ..pipelines.errors import ConfigError
 from ..pipelines.identity.identity import IdentityConfig
 from ..pipelines.loop.flag_policy import FlagsConfig
 from ..pipelines.loop.sample import SamplesConfig
+from ..pipelines.privacy.retention import RecordsConfig
 from ..pipelines.releases.trial import PromotionConfig
 from ..pipelines.tracker import TrackerConfig
 from . import toml_file
@@ -40,6 +41,8 @@ class Config(Outline, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which faces the daemon keeps on its own."""
     samples: SamplesConfig = SamplesConfig()
     """What is kept of flagged faces, and for how long."""
+    records: RecordsConfig = RecordsConfig()
+    """How long receipts and audit log are kept."""
 
     @property
     def stages(self) -> StageConfigs:

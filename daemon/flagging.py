@@ -23,6 +23,7 @@ from ..pipelines.loop.sample import Sample, Source
 from ..pipelines.loop.sample_store import SampleStore
 from ..pipelines.loop.sighting import Sighting, cut_sample_chip
 from ..pipelines.message import Face, FaceFrame
+from ..pipelines.privacy.retention import expire_records
 from .camera import CameraConfig
 from .config import Config
 from .control import Flag, Later
@@ -51,6 +52,7 @@ class Flagging:
             StoreError: it cannot be opened.
         """
         self._stages, self._metrics, self._on_correction = stages, metrics, on_correction
+        self._state, self._records = config.paths.state, config.records
         self._cameras = {camera.name: camera for camera in config.camera}
         self._recent = RecentFaces(config.samples)
         self._is_remembering = config.samples.recent_faces > 0
@@ -198,11 +200,12 @@ class Flagging:
             self._policy.remember(sighting.embedding)
 
     def _expire(self) -> None:
-        """Let the writer delete what is too old, unless it has better things to do."""
+        """Let the writer delete what is too old, records as well, unless it has better things to do."""
 
         def expire(store: SampleStore) -> None:
             if n_deleted := store.expire():
                 log.info("deleted %d samples that were too old", n_deleted)
+            expire_records(self._state, self._records)
 
         with contextlib.suppress(SampleError):  # the next time will do
             self._writer.submit(expire, is_urgent=False)

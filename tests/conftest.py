@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import settings
 from visaged.daemon.outline import default_cache
 from visaged.pipelines.archives import fetch
 from visaged.pipelines.loop.sighting import SIDE_PX, Sighting
@@ -21,15 +22,29 @@ from visaged.pipelines.model_store import ModelStore
 
 U8 = npt.NDArray[np.uint8]
 
-SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+TESTS = Path(__file__).resolve().parent
+SHARED_DATA = TESTS.parents[1] / "shared" / "data"
+REAL_TIME = frozenset({"chaos", "daemon", "gpu", "integration", "systemd"})
+"""Folders whose tests run processes or watch the clock: a neighbour would take what they measure."""
 
 
 def pytest_configure() -> None:
     """Let Ctrl-C reach the processes under test, also where a shell started pytest in the background.
 
-    Such a shell leaves SIGINT ignored, and children inherit that.
+    Such a shell leaves SIGINT ignored, and children inherit that. And let them keep their bytecode, also
+    where the environment forbids it: each would compile all of visaged anew, a third of its start.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    settings.register_profile("visaged", deadline=None)  # the cores are shared
+    settings.load_profile("visaged")
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what must have the machine to itself; `make test` runs the rest side by side before it."""
+    for item in items:
+        if item.path.relative_to(TESTS).parts[0] in REAL_TIME:
+            item.add_marker(pytest.mark.realtime)
 
 
 def skip_or_fail(what: str, reason: str) -> None:

@@ -31,7 +31,7 @@ DOORS = {  # a heavy dependency and the only modules that may import it
     "tensorrt_rtx": set(),
     "captum": {"pipelines/learning/"},
     "kornia": {"pipelines/learning/"},
-    "matplotlib": {"pipelines/learning/plots.py"},
+    "matplotlib": {"pipelines/figure.py"},
     "torch": {
         "pipelines/learning/",
         "pipelines/loop/rehearsal.py",

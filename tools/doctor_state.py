@@ -13,6 +13,7 @@ from ..daemon.outline import Outline
 from ..pipelines.engines.engine_loader import EngineLoader
 from ..pipelines.engines.plan_store import PlanStore
 from ..pipelines.errors import ReleaseError, StoreError, VisagedError
+from ..pipelines.loop.lineage import marks_of
 from ..pipelines.model_store import WEIGHTS, ModelStore
 from ..pipelines.privacy.seal import Sealer, credential
 from ..pipelines.releases.promotion import PromotionJournal
@@ -129,6 +130,16 @@ def releases(config: Config) -> Iterator[Finding]:
             yield (fail if name == active else warn)(f"release {name}", what, mend)
         else:
             yield ok(f"release {name}", "whole")
+    yield from tried("releases", lambda: _marked(state))
+
+
+def _marked(state: Path) -> Iterator[Finding]:
+    for name, marks in marks_of(state).items():
+        what = (
+            f"learned from {sum(mark.n_samples for mark in marks)} samples of people who were forgotten since"
+        )
+        mend = f"`visaged release rebuild {name}`, promote what it says, then `visaged release remove {name}`"
+        yield warn(f"release {name}", what, mend)
 
 
 def daemon(runtime: Path, timeout_s: float = ASK_S) -> Iterator[Finding]:

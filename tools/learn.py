@@ -10,7 +10,7 @@ import numpy as np
 import typer
 from rich.console import Console
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
@@ -125,18 +125,23 @@ def learn_now(settings: Config, console: Console) -> Report:
     champion = champion_of(settings.stages, settings.paths.state, models)
     console.print(f"learning from release {champion.release.id}")
     with SampleStore(settings.paths.state, settings.samples) as store, bar() as progress:
-        tasks: dict[str, object] = {}
-
-        def tell(now: Progress) -> bool:
-            if now.stage not in tasks:
-                tasks[now.stage] = progress.add_task(now.stage, total=now.n_steps or 1)
-            said = now.stage if now.loss is None else f"{now.stage}, loss {now.loss:.3f}"
-            progress.update(tasks[now.stage], completed=now.step, total=now.n_steps or 1, description=said)  # type: ignore[arg-type]
-            return True
-
-        report = learn(champion, store, settings.paths.state, settings.learning, tell)
+        report = learn(champion, store, settings.paths.state, settings.learning, teller(progress))
     assert report is not None  # nobody stopped it
     return report
+
+
+def teller(progress: Bar) -> Callable[[Progress], bool]:
+    """Return what shows how far a round is, a bar for each of its stages, and never stops it."""
+    tasks: dict[str, TaskID] = {}
+
+    def tell(now: Progress) -> bool:
+        if now.stage not in tasks:
+            tasks[now.stage] = progress.add_task(now.stage, total=now.n_steps or 1)
+        said = now.stage if now.loss is None else f"{now.stage}, loss {now.loss:.3f}"
+        progress.update(tasks[now.stage], completed=now.step, total=now.n_steps or 1, description=said)
+        return True
+
+    return tell
 
 
 def show_report(report: Report, console: Console) -> None:

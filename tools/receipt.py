@@ -11,7 +11,8 @@ from rich.table import Table
 from ..daemon import toml_file
 from ..daemon.outline import Outline, load_outline
 from ..pipelines.errors import StoreError
-from ..pipelines.privacy.erasure import Receipt, name_hash, open_signer, read_receipt
+from ..pipelines.privacy.erasure import Receipt, name_hash, read_receipt
+from ..pipelines.privacy.seal import open_signer
 
 app = typer.Typer(no_args_is_help=True, help="List and verify the receipts of `visaged forget`.")
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="The TOML file.")]

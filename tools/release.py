@@ -28,6 +28,7 @@ from ..pipelines.releases.release_store import About, ReleaseStore, member_of
 from .evaluate import FUSED, ask, comparison, load
 from .promote import bless, pardon, promote, rollback
 from .release_gates import gates
+from .release_rebuild import rebuild
 from .release_show import show
 
 ConfigOption = Annotated[Path | None, typer.Option(help="The TOML file.")]
@@ -35,7 +36,7 @@ ConfigOption = Annotated[Path | None, typer.Option(help="The TOML file.")]
 app = typer.Typer(
     no_args_is_help=True, help="Put networks together into releases; try, promote, roll back, list, remove."
 )
-for command in (gates, show, promote, rollback, bless, pardon):
+for command in (gates, show, promote, rollback, bless, pardon, rebuild):
     app.command()(command)
 
 

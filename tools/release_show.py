@@ -50,7 +50,8 @@ def show(
         return
     _print(console, stored, journal, report)
     if marks:
-        advice = f"serve {clean_ancestor(settings.paths.state, name)} and learn again without them"
+        parent = clean_ancestor(settings.paths.state, name)
+        advice = f"`visaged release rebuild {name}` learns again from {parent} without them"
         said = f"{erased_of(settings.paths.state, name)}; {advice}"
         console.print(said, style="yellow", highlight=False, soft_wrap=True)
     if out is not None:

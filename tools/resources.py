@@ -29,13 +29,8 @@ def tree_usage(pid: int) -> TreeUsage:
     Raises:
         VisagedError: there is no such process.
     """
-    try:
-        root = psutil.Process(pid)
-        processes = [root, *root.children(recursive=True)]
-    except psutil.NoSuchProcess as error:
-        raise VisagedError(f"process {pid} has ended; nothing can be measured") from error
     cpu_s, pss, rss, counted = 0.0, 0, 0, 0
-    for process in processes:
+    for process in _family(pid):
         try:
             times, memory = process.cpu_times(), process.memory_full_info()
         except psutil.Error:  # it ended between the listing and the question
@@ -43,6 +38,52 @@ def tree_usage(pid: int) -> TreeUsage:
         cpu_s += times.user + times.system
         pss, rss, counted = pss + int(memory.pss), rss + int(memory.rss), counted + 1
     return TreeUsage(cpu_s, pss, rss, counted)
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessUsage:
+    """What one process of the daemon holds: its proportional share of memory, open files, threads."""
+
+    pss_bytes: int
+    n_fds: int
+    n_threads: int
+
+
+def process_usages(pid: int) -> dict[str, ProcessUsage]:
+    """Return the usage of the daemon whose supervisor is `pid`, by the names of its processes.
+
+    Raises:
+        VisagedError: there is no such process.
+    """
+    found = {}
+    for process in _family(pid):
+        try:
+            with process.oneshot():
+                name = _name_of(process.cmdline(), process.pid)
+                pss = int(process.memory_full_info().pss)
+                found[name] = ProcessUsage(pss, process.num_fds(), process.num_threads())
+        except psutil.Error:  # it ended between the listing and the question
+            continue
+    return found
+
+
+def _name_of(line: list[str], pid: int) -> str:
+    """Return what a process is called in the daemon's table, as its command line says."""
+    module = "visaged.daemon.lifecycle"
+    return line[line.index(module) + 1] if module in line[:-1] else f"pid {pid}"
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    """Return process `pid` and its descendants.
+
+    Raises:
+        VisagedError: there is no such process.
+    """
+    try:
+        root = psutil.Process(pid)
+        return [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess as error:
+        raise VisagedError(f"process {pid} has ended; nothing can be measured") from error
 
 
 def load_average() -> float:

@@ -1,28 +1,29 @@
-"""Pictures of how a network learned and how well it does. The door to matplotlib.
+"""Pictures of how a network learned and how well it does."""
 
-Figures are made without pyplot, so nothing is kept between calls and no window system is asked for.
-"""
-
-import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from ..cache_files import write_atomically
+from ..figure import (
+    BLUE,
+    GREY,
+    ORANGE,
+    PALE_BLUE,
+    PALE_GREY,
+    new_figure,
+    set_title,
+    show_percent,
+    show_whole,
+    write_figure,
+)
 from ..releases.gates import GateResult
 from .metrics import ClassReport, Reliability
 
 I64 = npt.NDArray[np.int64]
 
-DPI = 150
-BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#767676"  # Okabe and Ito: told apart by colour-blind readers
-PALE_BLUE = "#a6cee3"
 DARK = 0.55  # share of a row from which on its number is written in white
 
 
@@ -67,7 +68,7 @@ def draw_confusion(confusion: I64, classes: Sequence[str], path: Path, title: st
         raise ValueError(f"{confusion.shape=} for {k} classes")
     report = ClassReport(confusion)
     shares = confusion / np.maximum(report.n_true[:, None], 1)
-    figure, (axes,) = _figure(max(2.6 + 0.82 * k, 6.4), 2.1 + 0.62 * k)
+    figure, (axes,) = new_figure(max(2.6 + 0.82 * k, 6.4), 2.1 + 0.62 * k)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for row, column in np.ndindex(k, k):
         share, count = shares[row, column], confusion[row, column]
@@ -85,8 +86,8 @@ def draw_confusion(confusion: I64, classes: Sequence[str], path: Path, title: st
     axes.set_xlabel("said")
     axes.set_ylabel("true (faces)")
     below = f"accuracy {report.accuracy:.1%}, macro F1 {report.macro_f1:.3f}, {confusion.sum():,} faces"
-    _set_title(figure, title, f"{below}; shares are of the row")
-    return _write(figure, path)
+    set_title(figure, title, f"{below}; shares are of the row")
+    return write_figure(figure, path)
 
 
 def draw_training(epochs: Sequence[Epoch], path: Path, title: str) -> Path:
@@ -104,7 +105,7 @@ def draw_training(epochs: Sequence[Epoch], path: Path, title: str) -> Path:
         raise ValueError("no epochs to draw")
     numbers = [epoch.number for epoch in epochs]
     best = min(epochs, key=lambda epoch: epoch.tune_loss)
-    figure, (above, below) = _figure(7.0, 6.2, n_rows=2)
+    figure, (above, below) = new_figure(7.0, 6.2, n_rows=2)
     curves = (
         (above, "loss", [e.train_loss for e in epochs], [e.tune_loss for e in epochs]),
         (below, "accuracy", [e.train_accuracy for e in epochs], [e.tune_accuracy for e in epochs]),
@@ -115,17 +116,17 @@ def draw_training(epochs: Sequence[Epoch], path: Path, title: str) -> Path:
         axes.plot(numbers, train, color=ORANGE, marker=marker, markersize=3, label="train")
         axes.plot(numbers, tune, color=BLUE, marker=marker, markersize=3, label="tune")
         axes.set_ylabel(name)
-        axes.grid(color="#e4e4e4", linewidth=0.7)
+        axes.grid(color=PALE_GREY, linewidth=0.7)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        show_whole(axes.xaxis)
     above.plot(best.number, best.tune_loss, "o", color=BLUE, markersize=7)
     below.plot(best.number, best.tune_accuracy, "o", color=BLUE, markersize=7)
     above.legend(frameon=False)
-    below.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+    show_percent(below.yaxis, None)
     below.set_xlabel("epoch")
     line = f"best epoch {best.number} of {numbers[-1]}: tune loss {best.tune_loss:.3f}"
-    _set_title(figure, title, f"{line}, tune accuracy {best.tune_accuracy:.1%}")
-    return _write(figure, path)
+    set_title(figure, title, f"{line}, tune accuracy {best.tune_accuracy:.1%}")
+    return write_figure(figure, path)
 
 
 def draw_reliability(bins: Reliability, path: Path, title: str) -> Path:
@@ -141,7 +142,7 @@ def draw_reliability(bins: Reliability, path: Path, title: str) -> Path:
     """
     if not bins.n_faces.sum():
         raise ValueError("no faces to draw a reliability diagram of")
-    figure, (above, below) = _figure(5.6, 6.6, n_rows=2, heights=(3, 1))
+    figure, (above, below) = new_figure(5.6, 6.6, n_rows=2, heights=(3, 1))
     centres, width = (bins.edges[:-1] + bins.edges[1:]) / 2, np.diff(bins.edges)
     full = bins.n_faces > 0
     accuracy, confidence = bins.accuracy[full], bins.confidence[full]
@@ -164,16 +165,16 @@ def draw_reliability(bins: Reliability, path: Path, title: str) -> Path:
     below.bar(centres, bins.n_faces / bins.n_faces.sum(), width * 0.92, color=GREY)
     below.set_ylabel("faces")
     below.set_xlabel("confidence: the largest probability")
-    below.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    show_percent(below.yaxis)
     for axes in (above, below):
         axes.set_xlim(0, 1)
-        axes.grid(color="#e4e4e4", linewidth=0.7)
+        axes.grid(color=PALE_GREY, linewidth=0.7)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
     sides = [float(np.average(values, weights=bins.n_faces[full])) for values in (confidence, accuracy)]
     line = f"ECE {bins.ece:.3f}; mean confidence {sides[0]:.1%}, accuracy {sides[1]:.1%}"
-    _set_title(figure, title, f"{line}, {bins.n_faces.sum():,} faces")
-    return _write(figure, path)
+    set_title(figure, title, f"{line}, {bins.n_faces.sum():,} faces")
+    return write_figure(figure, path)
 
 
 def draw_gates(results: Sequence[GateResult], path: Path, title: str) -> Path:
@@ -189,7 +190,7 @@ def draw_gates(results: Sequence[GateResult], path: Path, title: str) -> Path:
     """
     if not results:
         raise ValueError("no gates to draw")
-    figure, (axes,) = _figure(8.4, 1.6 + 0.34 * len(results))
+    figure, (axes,) = new_figure(8.4, 1.6 + 0.34 * len(results))
     for row, result in enumerate(results):
         used = _used(result)
         colour = BLUE if result.passed else ORANGE
@@ -204,11 +205,11 @@ def draw_gates(results: Sequence[GateResult], path: Path, title: str) -> Path:
     axes.invert_yaxis()
     axes.set_xlim(-0.65, 2.4)
     axes.set_xlabel("share of what is allowed that is used; below 0: better than before")
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    show_percent(axes.xaxis)
     axes.spines[["top", "right"]].set_visible(False)
     n_passed = sum(result.passed for result in results)
-    _set_title(figure, title, f"{n_passed} of {len(results)} passed")
-    return _write(figure, path)
+    set_title(figure, title, f"{n_passed} of {len(results)} passed")
+    return write_figure(figure, path)
 
 
 def _used(result: GateResult) -> float | None:
@@ -217,29 +218,3 @@ def _used(result: GateResult) -> float | None:
         return None
     used = result.value / result.bound
     return used if (used <= 1) == result.passed else None
-
-
-def _figure(
-    width: float, height: float, n_rows: int = 1, heights: Sequence[float] | None = None
-) -> tuple[Figure, Any]:
-    """Return a figure of that size in inches, and its axes, one above the other."""
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(n_rows, 1, sharex=n_rows > 1, squeeze=False, height_ratios=heights)
-    return figure, axes[:, 0]
-
-
-def _set_title(figure: Figure, title: str, below: str) -> None:
-    axes = figure.axes[0]
-    axes.set_title(title, loc="left", fontsize=12, weight="bold", pad=24)
-    line = axes.annotate(below, (0, 1), (0, 8), xycoords="axes fraction", textcoords="offset points")
-    line.set(fontsize=9, color="#404040", in_layout=False)  # it may be wider than the axes
-
-
-def _write(figure: Figure, path: Path) -> Path:
-    """Write the figure as PNG, whole or not at all, the same bytes for the same figure."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, buffer.getvalue())
-    return path

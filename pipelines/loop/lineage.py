@@ -70,6 +70,15 @@ def marks_of(state: Path) -> dict[str, tuple[Mark, ...]]:
     return marks
 
 
+def erased_ids(state: Path) -> frozenset[str]:
+    """Return the ids of all samples that are erased.
+
+    Raises:
+        ReleaseError: what is erased cannot be read.
+    """
+    return frozenset(_read(state))
+
+
 def check_erased(state: Path, release: str, *, is_accepted: bool) -> None:
     """Refuse a release that learned from erased samples, unless somebody answers for it.
 
@@ -78,8 +87,9 @@ def check_erased(state: Path, release: str, *, is_accepted: bool) -> None:
     """
     if not is_accepted and (said := erased_of(state, release)):
         raise ReleaseError(
-            f"{said}; serve {clean_ancestor(state, release)} and learn again from there, without them, or "
-            "promote it with --despite-erasure and answer for it"
+            f"{said}; `visaged release rebuild {release}` learns again from "
+            f"{clean_ancestor(state, release)} without them, or promote it with --despite-erasure and "
+            "answer for it"
         )
 
 

@@ -23,7 +23,7 @@ from ..identity.person import Removed
 from ..loop.lineage import Erased, note_erased
 from ..loop.sample_store import SampleStore
 from .audit import note
-from .seal import Signer, create_key_file, is_signed
+from .seal import is_signed, open_signer
 
 CODE_BYTES = 16
 PRIVATE = 0o600
@@ -105,17 +105,6 @@ def forget(
     note(state, "forget", person=number, detail=f"receipt {receipt.id}")
     names = (removed.person, *removed.aliases)
     return Forgotten(names, receipt, write_receipt(receipt, state / "receipts"), code)
-
-
-def open_signer(state: Path) -> Signer:
-    """Return what signs receipts, with the key in `receipts.key`; the key is made when there is none.
-
-    Raises:
-        StoreError: it cannot be made or read.
-    """
-    path = state / "receipts.key"
-    create_key_file(path)
-    return Signer.from_file(path)
 
 
 def name_hash(name: str, code: str) -> str:

@@ -102,6 +102,22 @@ class Signer:
         return self._keys[-1].sign(data).hex()
 
 
+def open_signer(state: Path) -> Signer:
+    """Return what signs receipts, with the key in `receipts.key`; the key is made when there is none.
+
+    Raises:
+        StoreError: it cannot be made or read.
+    """
+    path = receipts_key(state)
+    create_key_file(path)
+    return Signer.from_file(path)
+
+
+def receipts_key(state: Path) -> Path:
+    """Return where the key is that signs receipts, and what was cut off the audit log."""
+    return state / "receipts.key"
+
+
 def is_signed(data: bytes, signature: str, public: str) -> bool:
     """Return whether `signature` of `data` was made with the key whose public half is `public`, both hex."""
     try:

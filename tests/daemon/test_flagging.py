@@ -26,6 +26,7 @@ from visaged.pipelines.loop.flag_policy import FlagsConfig
 from visaged.pipelines.loop.sample import Sample, SamplesConfig, Source, State
 from visaged.pipelines.loop.sample_store import SampleStore
 from visaged.pipelines.message import EMOTIONS, Emotion, Face, FaceFrame, Identity
+from visaged.pipelines.privacy.audit import Deed, note, read_chain
 
 SPACE = "face-resnet"
 LANDMARKS = np.array([[300, 200], [270, 205], [180, 200], [212, 204], [240, 290]], np.float32)
@@ -300,6 +301,23 @@ def test_old_samples_go_while_the_daemon_runs(
     bench.flagging.keep_house(is_gallery_changed=False)
 
     assert bench.stored() == []
+
+
+def test_old_lines_of_the_audit_log_go_while_the_daemon_runs(
+    make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("visaged.daemon.flagging.EXPIRE_EVERY_S", 0.0)
+    bench = make()
+    old = Deed(at=time.time() - 400 * 86_400, who="uid 0", what="enrol", person=1)
+    (bench.state / "audit.log").write_bytes(msgspec.json.encode(old) + b"\n")
+    note(bench.state, "enrol", person=2)
+
+    bench.flagging.keep_house(is_gallery_changed=False)
+    bench.stored()
+    chain = read_chain(bench.state)
+
+    assert [deed.person for deed in chain.deeds] == [2]
+    assert chain.anchor is not None and chain.anchor.n_lines == 1 and not chain.problems
 
 
 def test_the_status_says_how_far_back_faces_can_be_flagged(make: Callable[..., Bench]) -> None:

@@ -14,6 +14,8 @@ from visaged.daemon.outline import PathsConfig
 from visaged.pipelines.engines.engine import EngineConfig
 from visaged.pipelines.frame import Frame
 
+from tests.daemon.test_freed_memory import MOST_MB, Hoard, anonymous_mb
+
 
 def test_a_frame_that_cannot_be_worked_on_is_dropped_and_the_next_is_answered(
     runtime: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
@@ -115,3 +117,21 @@ def test_a_full_batch_does_not_wait(
         inference._gather()
 
     assert intake.now_s < 0.01
+
+
+def test_what_was_freed_goes_back_while_it_serves(
+    two_cameras: Callable[[float], Inference],
+) -> None:
+    inference, hoard = two_cameras(0), Hoard()
+    full = anonymous_mb()
+    hoard.close()
+
+    inference._keep_house()
+    first = full - anonymous_mb()
+    hoard = Hoard()
+    full = anonymous_mb()
+    hoard.close()
+    inference._keep_house()
+
+    assert first > MOST_MB
+    assert full - anonymous_mb() < 50, "not every second: it costs milliseconds"

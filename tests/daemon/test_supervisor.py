@@ -214,7 +214,10 @@ def test_a_camera_that_ran_is_restarted_also_while_infer_is_away(
     wait_until(lambda: len(running.starts("capture@a")) == 2)
 
 
-def test_an_infer_that_settles_nothing_is_killed_and_started_again(house: Callable[..., House]) -> None:
+def test_an_infer_that_settles_nothing_is_killed_and_started_again(
+    house: Callable[..., House], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "STOP_S", 0.3)
     running = house(infer=DEAF, capture_a=SERVE)
     wait_until(lambda: len(running.starts("infer")) == len(running.starts("capture@a")) == 1)
 
@@ -222,6 +225,8 @@ def test_an_infer_that_settles_nothing_is_killed_and_started_again(house: Callab
     wait_until(lambda: len(running.starts("infer")) == 2)
     assert not is_alive(running.stall_pid)
     assert len(running.starts("capture@a")) == 1
+    running.stop.set()  # here, while STOP_S is short: the second infer is as deaf as the first
+    running.wait()
 
 
 def test_infer_is_given_time_to_drain_and_then_stopped(

@@ -10,6 +10,7 @@ from visaged.pipelines.registry import NETWORKS
 from visaged.tools import bench_engines as bench
 from visaged.tools.baseline import PlainRecipe
 
+pytestmark = pytest.mark.realtime
 U8 = npt.NDArray[np.uint8]
 
 

@@ -17,6 +17,7 @@ from visaged.pipelines.message import CameraEnded, Emotion, Face, FaceFrame, Ide
 from visaged.tools import cli
 from visaged.tools.live_table import LiveTable
 
+pytestmark = pytest.mark.realtime
 CAMERA = '[[camera]]\nname = "door"\nsource = "synthetic:pattern"\n'
 
 

@@ -1,6 +1,7 @@
 """The commands about people, as an operator types them."""
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from visaged.pipelines.errors import GalleryError, PhotoError, StoreError
 from visaged.pipelines.identity.enrolment import Enrolment, ReadFace
 from visaged.pipelines.identity.gallery import Gallery
 from visaged.pipelines.identity.identity import IdentityConfig
+from visaged.pipelines.privacy.audit import cut, read_chain
 from visaged.tools import audit, people, receipt
 
 SPACE = "dlib-1"
@@ -153,6 +155,24 @@ def test_the_audit_log_knows_people_by_numbers_that_mean_nothing_once_they_are_f
     log.write_text(log.read_text().splitlines(keepends=True)[1])
     with pytest.raises(StoreError, match=r"changed, taken out.*is gone"):
         run(app, "audit", "--head", head, "--state", state)
+
+
+def test_an_audit_log_whose_beginning_is_cut_verifies_and_says_what_became_of_a_head(
+    app: typer.Typer, state: Path
+) -> None:
+    app.command("audit")(audit.audit)
+    run(app, "merge", "Ada [1815]", "Ada Byron", "--state", state)
+    first = run(app, "audit", "--verify", "--state", state).split("head ")[1].strip()
+    run(app, "unmerge", "Ada Byron", "--state", state)
+    cut(state, read_chain(state).deeds[1].at, time.time())
+    run(app, "forget", "Ada Byron", "--yes", "--state", state)
+
+    said = run(app, "audit", "--verify", "--head", first, "--state", state)
+    assert "2 lines, unbroken, 1 until" in said and "were cut off before them" in said
+    assert "1 lines until" in run(app, "audit", "--state", state)
+    cut(state, read_chain(state).deeds[1].at, time.time())
+    with pytest.raises(StoreError, match=r"is gone, or was cut off with those until \d{4}-"):
+        run(app, "audit", "--head", first, "--state", state)
 
 
 def test_a_stranger_is_given_a_name(app: typer.Typer, state: Path) -> None:

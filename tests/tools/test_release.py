@@ -136,6 +136,7 @@ def test_a_removed_release_is_gone_unless_it_is_configured(ferplus: Path, toml: 
     assert "no releases" in run("release", "list", "--config", str(toml))
 
 
+@pytest.mark.realtime
 def test_gates_are_measured_kept_shown_and_decide_what_may_be_promoted(
     ferplus: Path, toml: Path, tmp_path: Path
 ) -> None:

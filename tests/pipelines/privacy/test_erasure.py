@@ -14,7 +14,8 @@ from visaged.pipelines.loop.sample import Label, Source
 from visaged.pipelines.loop.sample_store import SampleStore
 from visaged.pipelines.loop.sighting import Sighting
 from visaged.pipelines.message import Identity
-from visaged.pipelines.privacy.erasure import Forgotten, forget, name_hash, open_signer, read_receipt
+from visaged.pipelines.privacy.erasure import Forgotten, forget, name_hash, read_receipt
+from visaged.pipelines.privacy.seal import open_signer
 from visaged.pipelines.releases.release import Release
 from visaged.pipelines.releases.release_store import About, ReleaseStore
 
