@@ -15,7 +15,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 SPAWN = multiprocessing.get_context("spawn")
 DEATHS = (-signal.SIGKILL, -signal.SIGXFSZ)  # the second: a write beyond RLIMIT_FSIZE
 
