@@ -1,21 +1,19 @@
 """Processes that die while they publish, and processes that publish at once: no half plan is ever found."""
 
 import hashlib
-import multiprocessing
-import os
 import random
 import signal
-import sys
-from multiprocessing.connection import Connection
+from collections.abc import Iterator
+from functools import partial
 from multiprocessing.synchronize import Barrier, Event
 from pathlib import Path
-from typing import Any
 
 from visaged.pipelines.engines.parity import ParityReport
 from visaged.pipelines.engines.plan import Backend, Hardware, PlanKey, PlanRecord, Precision, Profile
 from visaged.pipelines.engines.plan_store import UNFINISHED, PlanStore
 
-SPAWN = multiprocessing.get_context("spawn")
+from tests.crashes import SPAWN, die_at_operation, gets_through, outcomes_of
+
 OLD, NEW = b"old" * 5000, b"new plan" * 5000
 N_KILLS = 6
 N_ROUNDS = 20
@@ -59,56 +57,27 @@ def leftovers(store: PlanStore) -> list[Path]:
     return list(store.folder.rglob(f"{UNFINISHED}*"))
 
 
-def die_at_step(cache: Path, step: int) -> None:
-    """Publish, and die by SIGKILL when the `step`th operation on a file below `cache` begins."""
-    left = step
-
-    def count(event: str, arguments: tuple[Any, ...]) -> None:
-        nonlocal left
-        if any(isinstance(a, str | os.PathLike) and str(cache) in os.fspath(a) for a in arguments):
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(count)
+def publish_and_die(cache: Path, step: int) -> None:
+    die_at_operation(step, cache)
     publish(PlanStore(cache), NEW)
-    os._exit(0)
 
 
-def die_at_every_step(cache: Path, before: bytes | None, answers: Connection) -> None:
-    """Send for every step: what is found after dying there, and after the next publish, and what is left."""
+def die_at_every_step(cache: Path, before: bytes | None) -> Iterator[tuple[bytes | None, bytes | None, int]]:
+    """Yield for every step: what is found after dying there, and after the next publish, and what is left."""
     step, is_done = 0, False
     while not is_done:
         step += 1
         store = PlanStore(cache / str(step))
         if before is not None:
             publish(store, before)
-        child = os.fork()
-        if not child:
-            die_at_step(cache / str(step), step)
-        _, status = os.waitpid(child, 0)
-        is_done = not os.WIFSIGNALED(status)
+        is_done = gets_through(partial(publish_and_die, cache / str(step), step))
         found = content(store)
         publish(store, NEW)
-        answers.send((found, content(store), len(leftovers(store))))
-    answers.send(None)
-
-
-def after_every_step(cache: Path, before: bytes | None) -> list[tuple[bytes | None, bytes | None, int]]:
-    ours, theirs = SPAWN.Pipe(duplex=False)
-    process = SPAWN.Process(target=die_at_every_step, args=(cache, before, theirs))
-    process.start()
-    theirs.close()
-    outcomes = []
-    while (outcome := ours.recv()) is not None:
-        outcomes.append(outcome)
-    process.join(60)
-    assert process.exitcode == 0
-    return outcomes
+        yield found, content(store), len(leftovers(store))
 
 
 def test_dying_at_any_step_of_the_first_publish_leaves_all_or_nothing(tmp_path: Path) -> None:
-    outcomes = after_every_step(tmp_path, None)
+    outcomes = outcomes_of(die_at_every_step, tmp_path, None)
 
     found = [outcome[0] for outcome in outcomes]
     assert set(found) == {None, NEW}
@@ -118,7 +87,7 @@ def test_dying_at_any_step_of_the_first_publish_leaves_all_or_nothing(tmp_path: 
 
 
 def test_dying_at_any_step_of_replacing_a_plan_leaves_the_old_or_the_new_or_none(tmp_path: Path) -> None:
-    outcomes = after_every_step(tmp_path, OLD)
+    outcomes = outcomes_of(die_at_every_step, tmp_path, OLD)
 
     found = [outcome[0] for outcome in outcomes]
     assert set(found) <= {OLD, None, NEW} and found[0] == OLD and found[-1] == NEW

@@ -1,12 +1,11 @@
 """Processes that die while they store a flag: every acknowledged one is there, each once, none in part."""
 
-import multiprocessing
 import os
 import resource
 import shutil
 import signal
-from collections.abc import Callable
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +15,8 @@ from visaged.pipelines.loop.sample_store import SampleStore
 from visaged.pipelines.loop.sighting import SIDE_PX, Sighting
 from visaged.pipelines.message import Identity
 
-SPAWN = multiprocessing.get_context("spawn")
+from tests.crashes import die_inside_sqlite, gets_through, outcomes_of
+
 EARLIER, FIRST, SECOND = (Label(emotion=e, is_face=True) for e in ("neutral", "fear", "anger"))
 STRIDE = 11  # steps of SQLite's machine from one death to the next
 WRITE_STRIDE_BYTES = 1999  # bytes of the log from one death to the next; a page of it has 4120
@@ -47,38 +47,17 @@ def label_in(store: SampleStore) -> str | None:
     return next((s.label.emotion for s in store.samples() if s.seq == 2), None)
 
 
-def flag_and_die(state: Path, arm: Callable[[SampleStore], None]) -> bool:
-    """Flag in a child that dies where `arm` says; return whether it acknowledged the flag before."""
-    reader, writer = os.pipe()
-    if not os.fork():
-        with SampleStore(state) as store:
-            arm(store)
-            store.add(seen(2), Source.USER, SECOND)
-            os.write(writer, b"!")
-            os._exit(0)
-    os.close(writer)
-    acknowledged = os.read(reader, 1) == b"!"
-    os.close(reader)
-    os.wait()
-    return acknowledged
+def flag_and_die(state: Path, arm: Callable[[SampleStore], None]) -> None:
+    """Flag, and die where `arm` says; to get through is to acknowledge the flag."""
+    with SampleStore(state) as store:
+        arm(store)
+        store.add(seen(2), Source.USER, SECOND)
+        os._exit(0)  # not closed: no more than a killed process would
 
 
 def at_step(step: int) -> Callable[[SampleStore], None]:
     """Die at the `step`th instruction of SQLite's machine."""
-
-    def arm(store: SampleStore) -> None:
-        left = step
-
-        def count() -> int:
-            nonlocal left
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return 0
-
-        store._file._db.set_progress_handler(count, 1)
-
-    return arm
+    return lambda store: die_inside_sqlite(step, store._file._db)
 
 
 def after_bytes(n_bytes: int) -> Callable[[SampleStore], None]:
@@ -91,8 +70,8 @@ def after_bytes(n_bytes: int) -> Callable[[SampleStore], None]:
     return arm
 
 
-def die_everywhere(state: Path, before: Label | None, how: str, answers: Connection) -> None:
-    """Send an outcome for every place to die at, until a child gets through."""
+def die_everywhere(state: Path, before: Label | None, how: str) -> Iterator[Outcome]:
+    """Yield an outcome for every place to die at, until a child gets through."""
     with SampleStore(state / "before") as store:
         store.add(seen(1), Source.USER, EARLIER)
         if before is not None:
@@ -101,27 +80,14 @@ def die_everywhere(state: Path, before: Label | None, how: str, answers: Connect
     while not is_done:
         place += STRIDE if how == "step" else WRITE_STRIDE_BYTES
         folder = shutil.copytree(state / "before", state / str(place))
-        is_done = flag_and_die(folder, at_step(place) if how == "step" else after_bytes(place))
+        arm = at_step(place) if how == "step" else after_bytes(place)
+        is_done = gets_through(partial(flag_and_die, folder, arm))
         with SampleStore(folder) as store:
             found = label_in(store)
             store.add(seen(2), Source.USER, SECOND)
             samples = store.samples()
             is_whole = all(np.array_equal(store.face(s.id).chip, seen(s.seq).chip) for s in samples)
-            answers.send(Outcome(is_done, found, label_in(store), len(samples), is_whole))
-    answers.send(None)
-
-
-def outcomes_of(state: Path, before: Label | None, how: str) -> list[Outcome]:
-    ours, theirs = SPAWN.Pipe(duplex=False)
-    process = SPAWN.Process(target=die_everywhere, args=(state, before, how, theirs))
-    process.start()
-    theirs.close()
-    outcomes = []
-    while (outcome := ours.recv()) is not None:
-        outcomes.append(outcome)
-    process.join(60)
-    assert process.exitcode == 0
-    return outcomes
+            yield Outcome(is_done, found, label_in(store), len(samples), is_whole)
 
 
 def check(outcomes: list[Outcome], before: Label | None) -> None:
@@ -133,18 +99,18 @@ def check(outcomes: list[Outcome], before: Label | None) -> None:
 
 
 def test_dying_at_any_step_of_a_flag_leaves_all_of_it_or_nothing(tmp_path: Path) -> None:
-    outcomes = outcomes_of(tmp_path, None, "step")
+    outcomes = outcomes_of(die_everywhere, tmp_path, None, "step")
 
     check(outcomes, None)
     assert len(outcomes) > 10, "hardly a step was tried"
 
 
 def test_dying_at_any_step_of_a_second_flag_leaves_the_first_or_the_second(tmp_path: Path) -> None:
-    check(outcomes_of(tmp_path, FIRST, "step"), FIRST)
+    check(outcomes_of(die_everywhere, tmp_path, FIRST, "step"), FIRST)
 
 
 def test_a_write_torn_at_any_byte_leaves_all_of_it_or_nothing(tmp_path: Path) -> None:
-    outcomes = outcomes_of(tmp_path, None, "write")
+    outcomes = outcomes_of(die_everywhere, tmp_path, None, "write")
 
     check(outcomes, None)
     assert len(outcomes) > 10, "hardly a write was torn"

@@ -1,11 +1,9 @@
 """A new key for what is stored: every row opens at every moment, whenever the process dies."""
 
-import multiprocessing
 import os
 import shutil
-import signal
-from collections.abc import Callable
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +18,8 @@ from visaged.pipelines.privacy.rekey import STORES, Rekeying
 from visaged.pipelines.privacy.seal import read_keys
 from visaged.tools.rekey import rekey
 
-SPAWN = multiprocessing.get_context("spawn")
+from tests.crashes import die_inside_sqlite, gets_through, outcomes_of
+
 N_PEOPLE = 5
 SEEDS = range(N_PEOPLE)
 STRIDE = 19  # steps of SQLite's machine from one death to the next
@@ -88,52 +87,31 @@ def test_the_key_file_behind_a_link_is_written_and_the_link_stays(state: Path, t
     assert target.stat().st_mode & 0o777 == 0o600
 
 
-def rekey_and_die(state: Path, step: int) -> bool:
-    """Rekey in a child that dies at a step of SQLite's machine; return whether it came to the end."""
-    child = os.fork()
-    if not child:
-        left = step
-
-        def count() -> int:
-            nonlocal left
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return 0
-
-        store = Rekeying(STORES["gallery"], state)
-        if not store.is_begun():
-            store.begin()
-        store._file._db.set_progress_handler(count, 1)
-        store.seal_rows()
-        store.drop_old()
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+def rekey_and_die(state: Path, step: int) -> None:
+    store = Rekeying(STORES["gallery"], state)
+    if not store.is_begun():
+        store.begin()
+    die_inside_sqlite(step, store._file._db)
+    store.seal_rows()
+    store.drop_old()
+    os._exit(0)  # not closed: no more than a killed process would
 
 
-def die_everywhere(state: Path, scratch: Path, answers: Connection) -> None:
-    """Send, for every place to die at, whether all opened then, keys then, and the same after another run."""
+def die_everywhere(state: Path, scratch: Path) -> Iterator[tuple[bool, bool, int, bool, int]]:
+    """Yield, for every place to die at, whether all opened then, keys then, and both after another run."""
     rekey_module.BATCH = 2
     step, is_done = 0, False
     while not is_done:
         step += STRIDE
         folder = shutil.copytree(state, scratch / str(step))
-        is_done = rekey_and_die(folder, step)
+        is_done = gets_through(partial(rekey_and_die, folder, step))
         after_death = opens(folder), len(read_keys(folder / "gallery.key"))
-        assert rekey_and_die(folder, 10**9)
-        answers.send((is_done, *after_death, opens(folder), len(read_keys(folder / "gallery.key"))))
-    answers.send(None)
+        assert gets_through(partial(rekey_and_die, folder, 10**9))
+        yield is_done, *after_death, opens(folder), len(read_keys(folder / "gallery.key"))
 
 
 def test_dying_at_any_step_loses_nothing_and_the_next_run_ends_it(state: Path, tmp_path: Path) -> None:
-    ours, theirs = SPAWN.Pipe(duplex=False)
-    process = SPAWN.Process(target=die_everywhere, args=(state, tmp_path, theirs))
-    process.start()
-    theirs.close()
-    outcomes = []
-    while (outcome := ours.recv()) is not None:
-        outcomes.append(outcome)
-    process.join(60)
+    outcomes = outcomes_of(die_everywhere, state, tmp_path)
 
     assert len(outcomes) > 10, "hardly a step was tried"
     assert set(outcomes[:-1]) == {(False, True, 2, True, 1)}

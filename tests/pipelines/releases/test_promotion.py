@@ -1,12 +1,9 @@
 """Where releases stand: every step by one rename, whatever dies; what serves when something is damaged."""
 
-import multiprocessing
-import os
-import signal
-import sys
-from multiprocessing.connection import Connection
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
@@ -28,7 +25,8 @@ from visaged.pipelines.releases.promotion import (
 from visaged.pipelines.releases.release import FACTORY, Release
 from visaged.pipelines.releases.release_store import About, ReleaseStore, StoredRelease, member_of
 
-SPAWN = multiprocessing.get_context("spawn")
+from tests.crashes import die_at_operation, gets_through, outcomes_of
+
 WAY: tuple[Event, ...] = ("pass", "shadow", "canary", "promote", "commit")
 
 
@@ -177,23 +175,12 @@ def test_the_active_release_serves_where_none_is_configured(tmp_path: Path, stor
 
 
 def promote_and_die(state: Path, release: str, at_step: int) -> None:
-    """Promote, and die by SIGKILL when the `at_step`th operation on a file below `state` begins."""
-    left = at_step
-
-    def count(event: str, arguments: tuple[Any, ...]) -> None:
-        nonlocal left
-        if any(isinstance(a, str | os.PathLike) and str(state) in os.fspath(a) for a in arguments):
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(count)
+    die_at_operation(at_step, state)
     PromotionJournal(state).write(release, "promote", 1.0)
-    os._exit(0)
 
 
-def die_at_every_step(folder: Path, answers: Connection) -> None:
-    """Send for every step what is true after dying there, and after doing it then."""
+def die_at_every_step(folder: Path) -> Iterator[tuple[bool, bool, bool, int]]:
+    """Yield for every step what is true after dying there, and after doing it then."""
     n_steps, is_done = 0, False
     while not is_done:
         n_steps += 1
@@ -202,30 +189,18 @@ def die_at_every_step(folder: Path, answers: Connection) -> None:
         journal = PromotionJournal(state)
         for release, event in ((old, "waive"), (old, "promote"), (new, "waive")):
             journal.write(release, event, 0.0)  # type: ignore[arg-type]
-        child = os.fork()
-        if not child:
-            promote_and_die(state, new, n_steps)
-        is_done = not os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        is_done = gets_through(partial(promote_and_die, state, new, n_steps))
         found, serving = journal.read(), serving_release(state)
         is_whole = (found.active, found.previous) in ((old, FACTORY), (new, old))
         is_served = serving is not None and serving.release.id == found.active
         if found.active == old:
             found = journal.write(new, "promote", 2.0)
         left = list(state.rglob(".writing-*"))
-        answers.send((is_whole, is_served, found.active == new, len(left)))
-    answers.send(None)
+        yield is_whole, is_served, found.active == new, len(left)
 
 
 def test_dying_at_any_step_leaves_the_journal_before_the_step_or_after_it(tmp_path: Path) -> None:
-    ours, theirs = SPAWN.Pipe(duplex=False)
-    process = SPAWN.Process(target=die_at_every_step, args=(tmp_path, theirs))
-    process.start()
-    theirs.close()
-    outcomes = []
-    while (outcome := ours.recv()) is not None:
-        outcomes.append(outcome)
-    process.join(60)
+    outcomes = outcomes_of(die_at_every_step, tmp_path)
 
-    assert process.exitcode == 0
     assert outcomes == [(True, True, True, 0)] * len(outcomes)
     assert len(outcomes) > 6, "hardly a step was tried"

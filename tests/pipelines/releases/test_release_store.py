@@ -1,12 +1,8 @@
 """Releases on disk: whole or absent, named by their content, found by the first digits."""
 
-import multiprocessing
-import os
-import signal
-import sys
-from multiprocessing.connection import Connection
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -19,7 +15,8 @@ from visaged.pipelines.registry import EMOTION_XCEPTION, FACE_RESNET, NETWORKS
 from visaged.pipelines.releases.release import Release
 from visaged.pipelines.releases.release_store import About, ReleaseStore, StoredRelease, member_of, write_head
 
-SPAWN = multiprocessing.get_context("spawn")
+from tests.crashes import die_at_operation, gets_through, outcomes_of
+
 ABOUT = About(made_at=1.0)
 HEAD = CascadeHead(np.ones((4, 8), np.float32), np.zeros(8, np.float32), np.ones(2, np.float32))
 
@@ -149,52 +146,29 @@ def test_a_classifier_travels_with_the_release(tmp_path: Path) -> None:
     assert member_of(members[0]).network == NETWORKS["face-resnet"]
 
 
-def die_at_step(state: Path, files: Path, step: int) -> None:
-    """Keep a release, and die by SIGKILL when the `step`th operation on a file below `state` begins."""
-    left = step
-
-    def count(event: str, arguments: tuple[Any, ...]) -> None:
-        nonlocal left
-        if any(isinstance(a, str | os.PathLike) and str(state) in os.fspath(a) for a in arguments):
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(count)
+def save_and_die(state: Path, files: Path, step: int) -> None:
+    die_at_operation(step, state)
     save(ReleaseStore(state), files)
-    os._exit(0)
 
 
-def die_at_every_step(folder: Path, answers: Connection) -> None:
-    """Send for every step: how many releases are found after dying there, and after saving again."""
+def die_at_every_step(folder: Path) -> Iterator[tuple[int, int, int]]:
+    """Yield for every step: how many releases are found after dying there, and after saving again."""
     step, is_done = 0, False
     networks(folder / "files")
     while not is_done:
         step += 1
         state = folder / str(step)
-        child = os.fork()
-        if not child:
-            die_at_step(state, folder / "files", step)
-        is_done = not os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        is_done = gets_through(partial(save_and_die, state, folder / "files", step))
         store = ReleaseStore(state)
         found = [stored.networks() for stored in store.all()]
         save(store, folder / "files").networks()
         left = [path for path in store.folder.rglob("*") if path.name.startswith((".leaving", ".writing"))]
-        answers.send((len(found), len(list(store.all())), len(left)))
-    answers.send(None)
+        yield len(found), len(list(store.all())), len(left)
 
 
 def test_dying_at_any_step_leaves_a_whole_release_or_none(tmp_path: Path) -> None:
-    ours, theirs = SPAWN.Pipe(duplex=False)
-    process = SPAWN.Process(target=die_at_every_step, args=(tmp_path, theirs))
-    process.start()
-    theirs.close()
-    outcomes = []
-    while (outcome := ours.recv()) is not None:
-        outcomes.append(outcome)
-    process.join(60)
+    outcomes = outcomes_of(die_at_every_step, tmp_path)
 
-    assert process.exitcode == 0
     assert [outcome[1:] for outcome in outcomes] == [(1, 0)] * len(outcomes)
     found = [outcome[0] for outcome in outcomes]
     assert found == sorted(found) and found[0] == 0 and found[-1] == 1
