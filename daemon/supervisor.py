@@ -144,7 +144,7 @@ class Supervisor:
             child.exit_code = 0
             return
         if code == EXIT_CONFIG:
-            log.error("%s ended because its configuration is wrong and is not started again", child.name)
+            log.error("%s stays down: starting it again would mend nothing, see its message above", child.name)
             child.exit_code = EXIT_CONFIG
             return
         wait_s = child.history.wait_s(now_s)

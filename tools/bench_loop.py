@@ -29,7 +29,7 @@ from .tally import percentiles
 from .temporary_daemon import TemporaryDaemon
 
 CAMERA = "site"
-N_EACH = 32, 60  # faces of each expression: to measure, and to flag
+N_EACH = 32, 50  # faces of each expression: to measure, and to flag
 N_FLAGS, WRONG_EVERY = 60, 10
 SEEN_FRAMES = 15  # a face has been there so long before anybody says that its emotion is wrong
 N_SWAPS, N_FIRST_SWAPS = 100, 10
@@ -233,6 +233,7 @@ class _Loop:
         """Flag faces that the daemon has wrong, some of them wrongly; return when the last was accepted."""
         self._say(f"flagging {N_FLAGS} faces, {N_FLAGS // WRONG_EVERY} of them wrongly")
         done: set[int] = set()
+        refused: dict[int, str] = {}
 
         def flag_some() -> bool:
             for face, (emotion, result, track) in list(self._watch.last.items()):
@@ -241,9 +242,13 @@ class _Loop:
                     continue
                 is_wrong = len(done) % WRONG_EVERY == WRONG_EVERY - 1
                 said = next(e for e in EXPRESSIONS if e not in (truth, emotion)) if is_wrong else truth
-                self._control.request(
-                    Flag(camera=CAMERA, track=track, seq=result.frame_seq, emotion=said), timeout_s=10
-                )
+                flag = Flag(camera=CAMERA, track=track, seq=result.frame_seq, emotion=said)
+                try:
+                    self._control.request(flag, timeout_s=10)
+                except VisagedError as error:  # as for a person: the look is gone; the next one will do
+                    refused[face] = str(error)
+                    del self._watch.last[face]
+                    continue
                 done.add(face)
                 if len(done) == N_FLAGS:
                     return True
@@ -251,6 +256,7 @@ class _Loop:
 
         self._watch.last.clear()
         self._watch.until(flag_some, 3 * self._watch.site.n_frames / 30)
+        self.figures["refused_flags"] = refused
         return time.monotonic()
 
     def _learned(self) -> Report:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import StoreError
+from ..errors import ConfigError, StoreError
 from .seal import Sealer, create_key_file, credential
 
 SCRUB_TRIES, SCRUB_PAUSE_S = 20, 0.05
@@ -175,7 +175,9 @@ class StoreFile:
                 f"the {self._kind.name} {self.path} cannot be used now: {error}"
             ) from error
         except (sqlite3.Error, OSError) as error:
-            raise self._kind.error(
+            damaged = self._kind.error(
                 f"the {self._kind.name} {self.path} is damaged or unreadable ({error}); restore a backup, "
                 "or move it away to start an empty one"
-            ) from error
+            )
+            damaged.exit_code = ConfigError.exit_code  # a process that is started again finds it as it was
+            raise damaged from error
