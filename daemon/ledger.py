@@ -27,7 +27,7 @@ from ..pipelines.errors import RingError
 
 MAGIC = int.from_bytes(b"VSGLEDG1", "little")
 N_CELLS = 512  # int64; one page
-CAPTURE_REASONS = ("queue_full", "decode_error", "shutdown")
+CAPTURE_REASONS = ("queue_full", "decode_error", "shutdown", "no_room")
 INFER_REASONS = ("stale", "ring_overrun", "restart", "swap", "bad_frame", "shutdown")
 REASONS = tuple(dict.fromkeys((*CAPTURE_REASONS, *INFER_REASONS)))
 # Each writer has cache lines of its own: the total first, then its reasons.
