@@ -57,6 +57,7 @@ class Flagging:
         self._writer = SampleWriter(lambda: SampleStore(config.paths.state, config.samples))
         self._policy: FlagPolicy | None = None
         self._automatic: list[tuple[Source, Sighting, Future[Sample | None]]] = []
+        self._is_failing = False
         self._expire_due_s = time.monotonic() + EXPIRE_EVERY_S
         if config.flags.automatic:
             space = stages.ensemble.embedding_space
@@ -114,7 +115,11 @@ class Flagging:
         def answer() -> dict[str, Any] | None:
             if not future.done():
                 return None
-            sample = future.result()
+            try:
+                sample = future.result()
+            except SampleError as error:
+                self._note_failure(error)
+                raise
             assert sample is not None  # `add` returns one
             if teach(self._stages.gallery, sample, sighting.embedding, who=CONTROL):
                 self._stages.identifier.refresh()
@@ -186,16 +191,26 @@ class Flagging:
             try:
                 future.result()
             except VisagedError as error:
-                log.warning("a face could not be kept as a sample: %s", error)
+                self._note_failure(error)
                 self._metrics.flags_dropped.labels("failed").inc()
                 continue
             self._count(source, sighting)
 
     def _count(self, source: Source, sighting: Sighting) -> None:
         """Note that a face is stored."""
+        if self._is_failing:
+            self._is_failing = False
+            log.info("samples can be stored again")
         self._metrics.flags.labels(source.value).inc()
         if self._policy is not None and sighting.embedding is not None:
             self._policy.remember(sighting.embedding)
+
+    def _note_failure(self, error: VisagedError) -> None:
+        """Count that the store failed; the first time since it worked is worth a sentence."""
+        self._metrics.store_failures.labels("samples").inc()
+        if not self._is_failing:
+            log.error("samples cannot be stored until this is mended: %s", error)
+        self._is_failing = True
 
     def _expire(self) -> None:
         """Let the writer delete what is too old, unless it has better things to do."""

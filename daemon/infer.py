@@ -14,7 +14,7 @@ import msgspec
 
 from ..pipelines.answer import Answer
 from ..pipelines.assembly import assemble
-from ..pipelines.errors import GalleryError
+from ..pipelines.errors import GalleryError, StoreError
 from ..pipelines.inference import Scan
 from ..pipelines.loop.lineage import erased_of
 from ..pipelines.message import FaceFrame
@@ -91,6 +91,7 @@ class Inference:
         self._open = set(names)
         self._told: dict[str, dict[str, int]] = {}
         self._housekeeping_due_s = 0.0
+        self._is_gallery_failing = False
         for name, ledger in self._intake.ledgers.items():
             metrics.watch_ledger(name, ledger.infer_counts)
 
@@ -229,9 +230,24 @@ class Inference:
 
     def _keep_house(self) -> None:
         self._housekeeping_due_s = time.monotonic() + HOUSEKEEPING_S
-        self._flagging.keep_house(is_gallery_changed=self._stages.identifier.refresh())
+        self._flagging.keep_house(is_gallery_changed=self._read_gallery())
         self._metrics.subscribers.set(self._publisher.count_subscriptions())
         self._heartbeat.beat(self._pipeline.serving.name)
+
+    def _read_gallery(self) -> bool:
+        """Read the gallery if somebody changed it, and return whether; one that fails serves from memory."""
+        try:
+            is_changed = self._stages.identifier.refresh()
+        except StoreError as error:
+            self._metrics.store_failures.labels("gallery").inc()
+            if not self._is_gallery_failing:
+                log.error("people are recognised from memory alone until this is mended: %s", error)
+            self._is_gallery_failing = True
+            return False
+        if is_changed and self._is_gallery_failing:
+            self._is_gallery_failing = False
+            log.info("the gallery can be read again")
+        return is_changed
 
     def _enrol_track(self, order: EnrolTrack) -> dict[str, Any]:
         embedding = self._pipeline.embedding_of(order.camera, order.track)

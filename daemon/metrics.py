@@ -285,6 +285,14 @@ class InferMetrics(Metrics):
             ["reason"],
             registry=registry,
         )
+        self.store_failures = prometheus.Counter(
+            "visaged_store_failures_total",
+            "Times the gallery or the sample store could not be read or written.",
+            ["store"],
+            registry=registry,
+        )
+        for store in ("gallery", "samples"):
+            self.store_failures.labels(store)
         self.samples = prometheus.Gauge(
             "visaged_samples",
             "Samples in the store, by what people said of them.",

@@ -1,4 +1,4 @@
-"""A daemon under load that a test breaks: two cameras, a face in each, an enrolled person, flags all the time.
+"""A daemon under load that a test breaks: two cameras with a face, an enrolled person, flags all the time.
 
 A test breaks one thing inside `fault`, which then waits until every camera is published and the person is
 recognised again, and looks at what must hold after every fault: the books balance, nobody and no acknowledged
@@ -84,7 +84,8 @@ class Flagger(threading.Thread):
         self._lock = threading.Lock()
         self._said: dict[str, set[str]] = {}  # id of an acknowledged sample -> what may stand in the store
         self.asking = ""  # the emotion of the flag under way
-        self.n_taught = 0
+        self.n_taught, self.n_stored = 0, 0
+        self.is_paused = False
         self.refusals: list[str] = []
         self.end = threading.Event()
 
@@ -92,7 +93,7 @@ class Flagger(threading.Thread):
         n_asked = 0
         while not self.end.wait(FLAG_EVERY_S):
             for camera, seen in self._viewer.seen.items():
-                if seen.newest is not None and seen.newest.faces:
+                if seen.newest is not None and seen.newest.faces and not self.is_paused:
                     is_teaching = not self.n_taught or n_asked % TEACH_EVERY == 0
                     order = Flag(
                         camera=camera,
@@ -102,6 +103,14 @@ class Flagger(threading.Thread):
                     )
                     n_asked += 1
                     self._flag(order)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Flag nothing until the block ends."""
+        self.is_paused = True
+        time.sleep(2 * FLAG_EVERY_S)  # what is under way is answered
+        yield
+        self.is_paused = False
 
     def said(self) -> dict[str, frozenset[str]]:
         """Return every acknowledged sample and the emotions that it may have in the store."""
@@ -120,16 +129,23 @@ class Flagger(threading.Thread):
                         emotions.add(emotion)
                 return
         self.n_taught += bool(order.person)
+        self.n_stored += 1
         with self._lock:
             self._said[answer["sample"]["id"]] = {emotion}
 
 
 @dataclass(slots=True)
 class Fault:
-    """One fault under way. `began_ns` may be moved to when the fault is over and recovery begins."""
+    """One fault under way, and how long after `began_ns` every camera was published again."""
 
     began_ns: int = field(default_factory=time.monotonic_ns)
     back_s: float = 0.0
+    is_counted: Callable[[], bool] = lambda: False  # whether the metric has moved
+    was_counted: bool = False  # once seen: a process that starts again counts from 0
+
+    def is_over(self) -> None:
+        """Measure the way back from now on: what broke is whole again."""
+        self.began_ns = time.monotonic_ns()
 
 
 class Stage:
@@ -160,6 +176,7 @@ class Stage:
         self.daemon.runtime.mkdir()
         self.viewer = Viewer(self.daemon)
         self.flagger = Flagger(self.daemon, self.viewer)
+        self.disks = contextlib.ExitStack()  # what is mounted for the daemon; let go after it
         self._log_seen = 0
         self.n_infer_ends = 0  # each may leave one frame published that the book calls `restart`
 
@@ -192,12 +209,18 @@ class Stage:
         self.new_log()
         before = self.metric(*metric)
         fault = Fault()
+
+        def is_counted() -> bool:
+            fault.was_counted = fault.was_counted or self.metric(*metric) > before
+            return fault.was_counted
+
+        fault.is_counted = is_counted
         yield fault
         left_s = within_s - (time.monotonic_ns() - fault.began_ns) / 1e9
         self.wait(lambda: self._is_back(fault.began_ns), left_s, "results of every camera")
         fault.back_s = (time.monotonic_ns() - fault.began_ns) / 1e9
         self.wait(lambda: self._is_named(fault.began_ns), within_s, f"{PERSON} to be recognised")
-        self.wait(lambda: self.metric(*metric) > before, SETTLED_S, f"change of {metric}")
+        self.wait(is_counted, SETTLED_S, f"change of {metric}")
         self.check_books()
         self.check_people()
         complaints = [text for text in self.new_log() if re.search(r" (WARNING|ERROR|CRITICAL) ", text)]
@@ -220,6 +243,16 @@ class Stage:
                 f"waited {seconds:g} s in vain for {what}\n{self.daemon.log_file.read_text()[-6000:]}"
             )
             time.sleep(0.02)
+
+    def publishes(self, within_s: float) -> None:
+        """Wait until every camera is published that was captured from now on."""
+        began_ns = time.monotonic_ns()
+        self.wait(lambda: self._is_back(began_ns), within_s, "results of every camera")
+
+    def stores_flags(self, within_s: float) -> None:
+        """Wait until a flag is acknowledged that was given from now on."""
+        n_stored = self.flagger.n_stored
+        self.wait(lambda: self.flagger.n_stored > n_stored + 1, within_s, "an acknowledged flag")
 
     def process(self, name: str) -> psutil.Process:
         """Return the running process called `name`; wait for it, as it may be starting."""
@@ -320,6 +353,8 @@ class Stage:
         with contextlib.suppress(VisagedError, psutil.NoSuchProcess):
             for process in psutil.Process(self.daemon.pid).children():  # a stopped one cannot end
                 process.resume()
+        self.daemon.stop()
+        self.disks.close()
         self.daemon.__exit__()
 
     def __enter__(self) -> Self:
