@@ -58,10 +58,11 @@ def run_capture(
         RingError: no ring of frames can be made in shared memory, for another reason than its size.
         ConfigError: another process serves this camera.
     """
-    paths = outline.paths
+    paths, notifier = outline.paths, notifier or Notifier()
     # not closed: Prometheus may ask until the process is gone
     ledger = Ledger.open(ledger_path(paths.runtime, camera.name))
     metrics.watch_ledger(camera.name, ledger.capture_counts)
+    notifier.on_alive = ledger.beat  # for the supervisor, as the pings are for systemd
     with FramesWriter(paths.runtime, camera.name) as frames:
         if n_stale := remove_stale(paths.shm, outline.instance):
             log.info("removed %d rings of dead processes from %s", n_stale, paths.shm)
@@ -72,7 +73,7 @@ def run_capture(
 
         sender = Sender(camera, frames, ledger, make_ring, stop)
         try:
-            Capture(camera, sender, metrics, stop, notifier or Notifier()).run()
+            Capture(camera, sender, metrics, stop, notifier).run()
         finally:
             sender.close()
             log.info("camera %s: %s", camera.name, ledger.snapshot())
@@ -158,6 +159,7 @@ class Sender:
         while time.monotonic() - moved_s < patience_s:
             if not is_told:
                 is_told = self._mark("mark" if reason is None else "end", reason or "")
+            self.on_wait()
             in_flight = self._ledger.snapshot().in_flight
             if in_flight != last:
                 last, moved_s = in_flight, time.monotonic()

@@ -68,11 +68,11 @@ class Surroundings(Protocol):
     def is_served(self, channel: str) -> bool:
         """Whether `channel` is up; a first start may wait for it."""
 
-    def is_stalled(self, now_s: float) -> bool:
-        """Whether infer lives and has done nothing for too long."""
+    def is_stalled(self, name: str, now_s: float) -> bool:
+        """Whether process `name` lives and has done nothing for too long."""
 
-    def forgive(self, now_s: float) -> None:
-        """Give infer time, for it has just been started."""
+    def forgive(self, name: str, now_s: float) -> None:
+        """Give process `name` time, for it has just been started."""
 
 
 class Daemon:
@@ -127,8 +127,8 @@ class Supervisor:
             if now_s >= child.start_at_s and self._may_start(child):
                 self._start(child)
             return
-        if child.process.row.kind == "infer" and self._surroundings.is_stalled(now_s):
-            log.error("%s has settled no frame for %.0f s and is killed", child.name, STALLED_S)
+        if self._surroundings.is_stalled(child.name, now_s):
+            log.error("%s lives and has done no work for %.0f s; it is killed", child.name, STALLED_S)
             child.popen.kill()
             child.popen.wait()
         code = child.popen.poll()
@@ -188,8 +188,7 @@ class Supervisor:
 
     def _start(self, child: Child) -> None:
         line = self._surroundings.command_of(child.name)
-        if child.process.row.kind == "infer":
-            self._surroundings.forgive(time.monotonic())
+        self._surroundings.forgive(child.name, time.monotonic())
         # a session of its own: Ctrl-C on the terminal reaches only the supervisor, which stops in order
         child.popen = subprocess.Popen(line, stdin=subprocess.DEVNULL, start_new_session=True)
         self._metrics.process_up.labels(child.name).set(1)

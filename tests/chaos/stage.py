@@ -37,6 +37,7 @@ PERSON = "Ada"
 # A restarted infer remembers no faces of before, so a flag of one of them is refused, as it should be.
 OF_THE_LOAD = "there is no face of track|has no face of"
 Tables = Mapping[str, Mapping[str, object]]
+Metric = tuple[str, str, Mapping[str, str]]  # process, name, labels
 
 
 @dataclass(slots=True)
@@ -192,9 +193,7 @@ class Stage:
         self.new_log()
 
     @contextlib.contextmanager
-    def fault(
-        self, *, within_s: float, line: str, metric: tuple[str, str, dict[str, str]], allowed: str = ""
-    ) -> Iterator[Fault]:
+    def fault(self, *, within_s: float, line: str, metric: Metric, allowed: str = "") -> Iterator[Fault]:
         """Break the daemon in the body; at its end wait for the service and look at everything.
 
         Args:

@@ -6,12 +6,11 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.disks import full, small_disk, spoilt
-from tests.chaos.stage import Stage
+from tests.chaos.stage import Metric, Stage
 from tests.conftest import skip_or_fail
 
 BACK_S = 5.0
 REFUSED = "refused a control request"  # a line for each request, besides the one about the fault
-Metric = tuple[str, str, dict[str, str]]
 
 
 @pytest.fixture(scope="module")
