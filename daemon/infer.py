@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 WAIT_MS = 50  # the loop sleeps this long at most when no frame comes; control requests wait as long
 HOUSEKEEPING_S = 1.0  # how often to look whether an operator changed the gallery
+QUIET_S = 60.0  # without a lost result before the next one is worth a line again
 DRAIN_S = 2.0  # how long after SIGTERM frames that are already captured are still answered
 
 
@@ -92,6 +93,7 @@ class Inference:
         self._told: dict[str, dict[str, int]] = {}
         self._housekeeping_due_s = 0.0
         self._is_gallery_failing = False
+        self._n_missed, self._missed_s = 0, -QUIET_S
         for name, ledger in self._intake.ledgers.items():
             metrics.watch_ledger(name, ledger.infer_counts)
 
@@ -232,7 +234,18 @@ class Inference:
         self._housekeeping_due_s = time.monotonic() + HOUSEKEEPING_S
         self._flagging.keep_house(is_gallery_changed=self._read_gallery())
         self._metrics.subscribers.set(self._publisher.count_subscriptions())
+        self._count_missed()
         self._heartbeat.beat(self._pipeline.serving.name)
+
+    def _count_missed(self) -> None:
+        """Count the results that a client was too slow for; the first one after a while is worth a line."""
+        n_new, now_s = self._publisher.n_missed - self._n_missed, time.monotonic()
+        if not n_new:
+            return
+        if now_s - self._missed_s > QUIET_S:
+            log.warning("a client reads too slowly and loses results; it sees the holes in `seq`")
+        self._n_missed, self._missed_s = self._publisher.n_missed, now_s
+        self._metrics.results_missed.inc(n_new)
 
     def _read_gallery(self) -> bool:
         """Read the gallery if somebody changed it, and return whether; one that fails serves from memory."""
