@@ -28,6 +28,7 @@ from .config import Config
 from .control import Flag, Later
 from .metrics import InferMetrics
 from .sample_writer import SampleWriter
+from .wall_clock import WallClock
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,8 @@ class Flagging:
         self._policy: FlagPolicy | None = None
         self._automatic: list[tuple[Source, Sighting, Future[Sample | None]]] = []
         self._is_failing = False
-        self._expire_due_s = time.monotonic() + EXPIRE_EVERY_S
+        self._clock, self._is_clock_wrong = WallClock(config.paths.runtime), False
+        self._expire_due_s = time.monotonic()
         if config.flags.automatic:
             space = stages.ensemble.embedding_space
             with SampleStore(config.paths.state, config.samples) as store:
@@ -147,7 +149,8 @@ class Flagging:
         self._settle_automatic()
         for state, n in self._writer.counts.items():
             self._metrics.samples.labels(state.value).set(n)
-        if time.monotonic() >= self._expire_due_s:
+        self._look_at_clock()
+        if time.monotonic() >= self._expire_due_s and not self._is_clock_wrong:
             self._expire_due_s = time.monotonic() + EXPIRE_EVERY_S
             self._expire()
 
@@ -204,6 +207,20 @@ class Flagging:
         self._metrics.flags.labels(source.value).inc()
         if self._policy is not None and sighting.embedding is not None:
             self._policy.remember(sighting.embedding)
+
+    def _look_at_clock(self) -> None:
+        step_s = self._clock.step_s()
+        self._metrics.clock_step_seconds.set(step_s)
+        if self._clock.can_tell_ages == self._is_clock_wrong:
+            self._is_clock_wrong = not self._is_clock_wrong
+            if self._is_clock_wrong:
+                log.error(
+                    "the clock was set by %+.0f s since visaged was started: no sample is deleted for age "
+                    "until it is set back, or, where it is right now, until visaged is started again",
+                    step_s,
+                )
+            else:
+                log.info("the clock is as it was again, samples expire as before")
 
     def _note_failure(self, error: VisagedError) -> None:
         """Count that the store failed; the first time since it worked is worth a sentence."""

@@ -1,4 +1,4 @@
-"""Notices processes that live and do nothing: infer settles no waiting frame, capture shows no sign of work."""
+"""Notices processes that live and do nothing: infer settles no waiting frame, capture has no beat."""
 
 from collections.abc import Iterable
 from pathlib import Path

@@ -1,9 +1,10 @@
 """What every chaos test starts from, and how long the long run is."""
 
 import os
+import shutil
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -13,6 +14,7 @@ import pytest
 
 from tests.chaos.stage import Stage
 
+SET_CLOCK = Path(__file__).with_name("set_clock.c")
 U8 = npt.NDArray[np.uint8]
 
 
@@ -30,20 +32,43 @@ def face(tmp_path_factory: pytest.TempPathFactory, astronaut: U8) -> str:
     return f"synthetic:pan?photo={photo}&width=512&height=400&fps=10&seconds=86400"
 
 
-@pytest.fixture(scope="module")
-def make_stage(cache: Path) -> Iterator[Callable[..., Stage]]:
-    """Return a function that makes a stage, which is gone at the end of the module."""
-    with ExitStack() as stages:
-        yield lambda cameras, **more: stages.enter_context(Stage(cache, cameras, _free_port(), **more))
+@pytest.fixture(scope="session")
+def clock(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
+    """The file with the seconds by which the daemon's wall clock is off; None without a C compiler."""
+    folder = tmp_path_factory.mktemp("clock")
+    line = ["cc", "-shared", "-fPIC", "-o", str(folder / "set_clock.so"), str(SET_CLOCK)]
+    if shutil.which("cc") is None or subprocess.run(line).returncode:
+        return None
+    (folder / "seconds").write_text("0")
+    return folder / "seconds"
 
 
-@pytest.fixture(scope="module")
-def stage(make_stage: Callable[..., Stage], face: str) -> Iterator[Stage]:
-    """A daemon with two cameras under load, for the faults of a module."""
-    made = make_stage({"a": face, "b": face})
-    made.start()
-    yield made
-    made.finish()
+@pytest.fixture(scope="session")
+def shm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the rings of frames lie."""
+    return tmp_path_factory.mktemp("shm")
+
+
+@pytest.fixture(scope="session")
+def stage(cache: Path, face: str, clock: Path | None, shm: Path) -> Iterator[Stage]:
+    """One daemon for every fault: two cameras, learning, small disks and a clock of its own."""
+    tables: dict[str, dict[str, object]] = {
+        "learning": {"enabled": True, "after_samples": 100_000, "every_h": 0},
+        "paths": {"shm": str(shm)},
+    }
+    with (
+        Stage(cache, {"a": face, "b": face}, _free_port(), tables) as made,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        if clock is not None:
+            patch.setenv("LD_PRELOAD", str(clock.parent / "set_clock.so"))
+            patch.setenv("VISAGED_TEST_CLOCK", str(clock))
+        made.mount_small_disks(shm)
+        made.daemon.start()
+        patch.undo()
+        made.watch()
+        yield made
+        made.finish()
 
 
 def _free_port() -> int:

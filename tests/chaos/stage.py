@@ -28,6 +28,8 @@ from visaged.pipelines.loop.sample_store import SampleStore
 from visaged.pipelines.message import EMOTIONS, FaceFrame
 from visaged.tools.temporary_daemon import TemporaryDaemon
 
+from tests.chaos.disks import small_disk
+
 START_S = 90.0  # to the first results and flags; what a fault may take is said by each test
 FLAG_EVERY_S = 0.5
 TEACH_EVERY = 20  # of so many flags one also says who it is
@@ -47,6 +49,7 @@ class Seen:
     newest: FaceFrame | None = None
     named_ns: int = 0  # capture of the newest frame in which the person was recognised
     n_received: int = 0
+    n_lost: int = 0  # holes in `seq` that a slow client would see
     n_repeated: int = 0  # frames that were published twice or out of order
 
 
@@ -69,6 +72,8 @@ class Viewer(threading.Thread):
     def _note(self, result: FaceFrame) -> None:
         seen = self.seen[result.camera]
         seen.n_received += 1
+        if seen.newest is not None and result.run == seen.newest.run:
+            seen.n_lost += result.seq - seen.newest.seq - 1
         if seen.newest is not None and result.frame_seq <= seen.newest.frame_seq:
             seen.n_repeated += 1
         if any(face.identity.person == PERSON for face in result.faces):
@@ -178,12 +183,20 @@ class Stage:
         self.viewer = Viewer(self.daemon)
         self.flagger = Flagger(self.daemon, self.viewer)
         self.disks = contextlib.ExitStack()  # what is mounted for the daemon; let go after it
+        self.no_disks = ""
         self._log_seen = 0
         self.n_infer_ends = 0  # each may leave one frame published that the book calls `restart`
 
-    def start(self) -> None:
-        """Start the daemon; return when every camera is published and somebody is enrolled and flagged."""
-        self.daemon.start()
+    def mount_small_disks(self, shm: Path) -> None:
+        """Give state and rings small disks of their own; where that is not allowed, `no_disks` says why."""
+        try:
+            self.disks.enter_context(small_disk(self.state, 256))
+            self.disks.enter_context(small_disk(shm, 16))
+        except OSError as error:
+            self.no_disks = str(error)
+
+    def watch(self) -> None:
+        """Return when every camera of the daemon is published and somebody is enrolled and flagged."""
         self.viewer.start()
         self.flagger.start()
         began_ns = time.monotonic_ns()

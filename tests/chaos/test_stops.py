@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from visaged.daemon.channels import CHANNELS
 from visaged.daemon.stall import STALLED_S
 
 from tests.chaos.stage import Metric, Stage
@@ -23,6 +22,25 @@ socket.subscribe(b"")
 print("up", flush=True)
 time.sleep(600)
 """
+
+
+@pytest.fixture(scope="module")
+def deaf(stage: Stage) -> Iterator[None]:
+    """A subscriber in a process of its own that never reads."""
+    line = [sys.executable, "-c", DEAF, stage.daemon.endpoint]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as popen:
+        assert popen.stdout is not None and popen.stdout.readline() == "up\n"
+        yield
+        popen.kill()
+
+
+def test_a_client_that_never_reads_costs_the_others_nothing(stage: Stage, deaf: None) -> None:
+    missed: Metric = ("infer", "visaged_results_missed_total", {})
+    with stage.fault(within_s=BACK_S, line="a client reads too slowly", metric=missed) as fault:
+        lost = {camera: seen.n_lost for camera, seen in stage.viewer.seen.items()}
+        stage.wait(fault.is_counted, 60, "a result that the deaf client missed")
+        fault.is_over()
+    assert {camera: seen.n_lost for camera, seen in stage.viewer.seen.items()} == lost
 
 
 @pytest.mark.parametrize("name", ["infer", "capture@a"])
@@ -52,13 +70,3 @@ def test_processes_that_were_stopped_for_good_are_killed_and_back(stage: Stage, 
             stage.n_infer_ends += name == "infer"
             stage.process(name).suspend()
         print(name, "was back after", round(fault.back_s, 1), "s")
-
-
-@pytest.fixture
-def deaf(stage: Stage) -> Iterator[None]:
-    """A subscriber in a process of its own that never reads."""
-    line = [sys.executable, "-c", DEAF, stage.daemon.endpoint]
-    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as popen:
-        assert popen.stdout is not None and popen.stdout.readline() == "up\n"
-        yield
-        popen.kill()
