@@ -3,6 +3,8 @@
 Policy `live` never waits: a descriptor that finds the queue full is dropped as `queue_full`. Policy
 `replay` loses nothing: it waits until infer has settled enough frames for a slot to be free.
 
+Where shared memory has no room for a ring, `live` drops its frames as `no_room` and `replay` waits.
+
 A lost or silent source is opened again with growing waits; a file that ends says so and ends the process.
 The loop owns ring, ledger and socket; the camera belongs to the thread of `CameraReader`.
 """
@@ -14,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
-from ..pipelines.errors import SourceError, VisagedError
+from ..pipelines.errors import NoRoomError, SourceError, VisagedError
 from .camera import Broken, CameraConfig, SourceKind, shown_source
 from .cameras.folder import too_large
 from .cameras.reader import CameraReader, Ended, Failed, Opened, Shot
@@ -53,13 +55,14 @@ def run_capture(
 
     Raises:
         SourceError: the source cannot be read and trying again will not help.
-        RingError: no room for frames in shared memory.
+        RingError: no ring of frames can be made in shared memory, for another reason than its size.
         ConfigError: another process serves this camera.
     """
-    paths = outline.paths
+    paths, notifier = outline.paths, notifier or Notifier()
     # not closed: Prometheus may ask until the process is gone
     ledger = Ledger.open(ledger_path(paths.runtime, camera.name))
     metrics.watch_ledger(camera.name, ledger.capture_counts)
+    notifier.on_alive = ledger.beat  # for the supervisor, as the pings are for systemd
     with FramesWriter(paths.runtime, camera.name) as frames:
         if n_stale := remove_stale(paths.shm, outline.instance):
             log.info("removed %d rings of dead processes from %s", n_stale, paths.shm)
@@ -70,7 +73,7 @@ def run_capture(
 
         sender = Sender(camera, frames, ledger, make_ring, stop)
         try:
-            Capture(camera, sender, metrics, stop, notifier or Notifier()).run()
+            Capture(camera, sender, metrics, stop, notifier).run()
         finally:
             sender.close()
             log.info("camera %s: %s", camera.name, ledger.snapshot())
@@ -96,6 +99,7 @@ class Sender:
         self._stop = stop
         self.on_wait: Callable[[], None] = lambda: None  # called while infer lets us wait
         self._ring: FrameRing | None = None
+        self._lacks_room = False
         self._in_flight = 0
         self._moved_s = time.monotonic()  # when `in_flight` last changed, or was last asked about
 
@@ -155,6 +159,7 @@ class Sender:
         while time.monotonic() - moved_s < patience_s:
             if not is_told:
                 is_told = self._mark("mark" if reason is None else "end", reason or "")
+            self.on_wait()
             in_flight = self._ledger.snapshot().in_flight
             if in_flight != last:
                 last, moved_s = in_flight, time.monotonic()
@@ -179,7 +184,10 @@ class Sender:
         return self._frames.send(encode_descriptor(mark))
 
     def _ring_for(self, shot: Shot) -> FrameRing | None:
-        """Return a ring whose slots hold this frame, or None when stopped while waiting for the old one."""
+        """Return a ring whose slots hold this frame.
+
+        None when stopped while waiting for the old one, or when there is no room and the frame was dropped.
+        """
         n_bytes = shot.rgb.size
         if self._ring is not None and n_bytes <= self._ring.slot_bytes:
             return self._ring
@@ -189,8 +197,28 @@ class Sender:
             ):  # infer may still have to open the old one
                 return None
             self.close()
-        self._ring = self._make_ring(n_bytes)
+        while self._ring is None:
+            try:
+                self._ring = self._make_ring(n_bytes)
+            except NoRoomError as error:
+                self._note_no_room(error)
+                if not self._config.is_lossless:
+                    self._ledger.count_captured()
+                    self._ledger.drop_at_capture("no_room")
+                    return None
+                if self._stop.wait(STEP_S):
+                    return None
+                self.on_wait()
+        if self._lacks_room:
+            self._lacks_room = False
+            log.info("camera %s has room for its frames again", self._config.name)
         return self._ring
+
+    def _note_no_room(self, error: NoRoomError) -> None:
+        if not self._lacks_room:  # one line for an outage, not one for a frame
+            fate = "wait" if self._config.is_lossless else "are dropped (no_room)"
+            log.error("camera %s: %s; until then its frames %s", self._config.name, error, fate)
+        self._lacks_room = True
 
     def _wait_until(self, in_flight: int) -> bool:
         """Wait until at most `in_flight` frames are; return false when stopped before."""

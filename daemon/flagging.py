@@ -29,6 +29,7 @@ from .config import Config
 from .control import Flag, Later
 from .metrics import InferMetrics
 from .sample_writer import SampleWriter
+from .wall_clock import WallClock
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,9 @@ class Flagging:
         self._writer = SampleWriter(lambda: SampleStore(config.paths.state, config.samples))
         self._policy: FlagPolicy | None = None
         self._automatic: list[tuple[Source, Sighting, Future[Sample | None]]] = []
-        self._expire_due_s = time.monotonic() + EXPIRE_EVERY_S
+        self._is_failing = False
+        self._clock, self._is_clock_wrong = WallClock(config.paths.runtime), False
+        self._expire_due_s = time.monotonic()
         if config.flags.automatic:
             space = stages.ensemble.embedding_space
             with SampleStore(config.paths.state, config.samples) as store:
@@ -116,7 +119,11 @@ class Flagging:
         def answer() -> dict[str, Any] | None:
             if not future.done():
                 return None
-            sample = future.result()
+            try:
+                sample = future.result()
+            except SampleError as error:
+                self._note_failure(error)
+                raise
             assert sample is not None  # `add` returns one
             if teach(self._stages.gallery, sample, sighting.embedding, who=CONTROL):
                 self._stages.identifier.refresh()
@@ -144,7 +151,8 @@ class Flagging:
         self._settle_automatic()
         for state, n in self._writer.counts.items():
             self._metrics.samples.labels(state.value).set(n)
-        if time.monotonic() >= self._expire_due_s:
+        self._look_at_clock()
+        if time.monotonic() >= self._expire_due_s and not self._is_clock_wrong:
             self._expire_due_s = time.monotonic() + EXPIRE_EVERY_S
             self._expire()
 
@@ -188,16 +196,40 @@ class Flagging:
             try:
                 future.result()
             except VisagedError as error:
-                log.warning("a face could not be kept as a sample: %s", error)
+                self._note_failure(error)
                 self._metrics.flags_dropped.labels("failed").inc()
                 continue
             self._count(source, sighting)
 
     def _count(self, source: Source, sighting: Sighting) -> None:
         """Note that a face is stored."""
+        if self._is_failing:
+            self._is_failing = False
+            log.info("samples can be stored again")
         self._metrics.flags.labels(source.value).inc()
         if self._policy is not None and sighting.embedding is not None:
             self._policy.remember(sighting.embedding)
+
+    def _look_at_clock(self) -> None:
+        step_s = self._clock.step_s()
+        self._metrics.clock_step_seconds.set(step_s)
+        if self._clock.can_tell_ages == self._is_clock_wrong:
+            self._is_clock_wrong = not self._is_clock_wrong
+            if self._is_clock_wrong:
+                log.error(
+                    "the clock was set by %+.0f s since visaged was started: no sample is deleted for age "
+                    "until it is set back, or, where it is right now, until visaged is started again",
+                    step_s,
+                )
+            else:
+                log.info("the clock is as it was again, samples expire as before")
+
+    def _note_failure(self, error: VisagedError) -> None:
+        """Count that the store failed; the first time since it worked is worth a sentence."""
+        self._metrics.store_failures.labels("samples").inc()
+        if not self._is_failing:
+            log.error("samples cannot be stored until this is mended: %s", error)
+        self._is_failing = True
 
     def _expire(self) -> None:
         """Let the writer delete what is too old, records as well, unless it has better things to do."""

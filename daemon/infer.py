@@ -14,7 +14,7 @@ import msgspec
 
 from ..pipelines.answer import Answer
 from ..pipelines.assembly import assemble
-from ..pipelines.errors import GalleryError
+from ..pipelines.errors import GalleryError, StoreError
 from ..pipelines.inference import Scan
 from ..pipelines.loop.lineage import erased_of
 from ..pipelines.message import FaceFrame
@@ -36,9 +36,8 @@ log = logging.getLogger(__name__)
 
 WAIT_MS = 50  # the loop sleeps this long at most when no frame comes; control requests wait as long
 HOUSEKEEPING_S = 1.0  # how often to look whether an operator changed the gallery
-GIVE_BACK_EVERY_S = (
-    60.0  # chips that stay lie between frames that went: the heap grows by 90 MB a minute at first
-)
+GIVE_BACK_EVERY_S = 60.0  # between frames that went lie chips that stay: the heap grows by 90 MB a minute
+QUIET_S = 60.0  # without a lost result before the next one is worth a line again
 DRAIN_S = 2.0  # how long after SIGTERM frames that are already captured are still answered
 
 
@@ -96,6 +95,8 @@ class Inference:
         self._open = set(names)
         self._told: dict[str, dict[str, int]] = {}
         self._housekeeping_due_s = 0.0
+        self._is_gallery_failing = False
+        self._n_missed, self._missed_s = 0, -QUIET_S
         for name, ledger in self._intake.ledgers.items():
             metrics.watch_ledger(name, ledger.infer_counts)
 
@@ -238,9 +239,35 @@ class Inference:
         if now_s >= self._give_back_due_s:
             self._give_back_due_s = now_s + GIVE_BACK_EVERY_S
             give_back()
-        self._flagging.keep_house(is_gallery_changed=self._stages.identifier.refresh())
+        self._flagging.keep_house(is_gallery_changed=self._read_gallery())
         self._metrics.subscribers.set(self._publisher.count_subscriptions())
+        self._count_missed()
         self._heartbeat.beat(self._pipeline.serving.name)
+
+    def _count_missed(self) -> None:
+        """Count the results that a client was too slow for; the first one after a while is worth a line."""
+        n_new, now_s = self._publisher.n_missed - self._n_missed, time.monotonic()
+        if not n_new:
+            return
+        if now_s - self._missed_s > QUIET_S:
+            log.warning("a client reads too slowly and loses results; it sees the holes in `seq`")
+        self._n_missed, self._missed_s = self._publisher.n_missed, now_s
+        self._metrics.results_missed.inc(n_new)
+
+    def _read_gallery(self) -> bool:
+        """Read the gallery if somebody changed it, and return whether; one that fails serves from memory."""
+        try:
+            is_changed = self._stages.identifier.refresh()
+        except StoreError as error:
+            self._metrics.store_failures.labels("gallery").inc()
+            if not self._is_gallery_failing:
+                log.error("people are recognised from memory alone until this is mended: %s", error)
+            self._is_gallery_failing = True
+            return False
+        if is_changed and self._is_gallery_failing:
+            self._is_gallery_failing = False
+            log.info("the gallery can be read again")
+        return is_changed
 
     def _enrol_track(self, order: EnrolTrack) -> dict[str, Any]:
         embedding = self._pipeline.embedding_of(order.camera, order.track)

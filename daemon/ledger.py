@@ -17,6 +17,7 @@ is `restart` too: the book then understates by that frame, and never promises on
 import mmap
 import os
 import secrets
+import time
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,11 +28,11 @@ from ..pipelines.errors import RingError
 
 MAGIC = int.from_bytes(b"VSGLEDG1", "little")
 N_CELLS = 512  # int64; one page
-CAPTURE_REASONS = ("queue_full", "decode_error", "shutdown")
+CAPTURE_REASONS = ("queue_full", "decode_error", "shutdown", "no_room")
 INFER_REASONS = ("stale", "ring_overrun", "restart", "swap", "bad_frame", "shutdown")
 REASONS = tuple(dict.fromkeys((*CAPTURE_REASONS, *INFER_REASONS)))
 # Each writer has cache lines of its own: the total first, then its reasons.
-CAPTURED_AT, PUBLISHED_AT = 8, 32
+CAPTURED_AT, BEAT_AT, PUBLISHED_AT = 8, 24, 32
 AGES_AT = 64
 AGES_MS = (10.0, 20.0, 33.0, 50.0, 66.0, 100.0, 150.0, 200.0, 300.0, 500.0, 1000.0, 2500.0)
 """How old published frames are: a cell counts those up to its edge, one more those that are older."""
@@ -105,6 +106,14 @@ class Ledger:
     def drop_at_capture(self, reason: str) -> None:
         """Count one captured frame as dropped before it was sent. Capture only."""
         self._cells[CAPTURE_CELL[reason]] += 1
+
+    def beat(self) -> None:
+        """Note that capture is alive and at work now. Capture only."""
+        self._cells[BEAT_AT] = time.monotonic_ns()
+
+    def last_beat_s(self) -> float:
+        """Return when capture was last at work, in seconds of the monotonic clock; 0 if it never was."""
+        return self._cells[BEAT_AT] / 1e9
 
     def dropped_at_capture(self) -> int:
         """Return how many frames capture has dropped; `dropped_before` of the next descriptor."""

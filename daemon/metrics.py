@@ -285,6 +285,24 @@ class InferMetrics(Metrics):
             ["reason"],
             registry=registry,
         )
+        self.clock_step_seconds = prometheus.Gauge(
+            "visaged_clock_step_seconds",
+            "By how much the wall clock was set since the daemon was started.",
+            registry=registry,
+        )
+        self.results_missed = prometheus.Counter(
+            "visaged_results_missed_total",
+            "Results that a client read too slowly to get.",
+            registry=registry,
+        )
+        self.store_failures = prometheus.Counter(
+            "visaged_store_failures_total",
+            "Times the gallery or the sample store could not be read or written.",
+            ["store"],
+            registry=registry,
+        )
+        for store in ("gallery", "samples"):
+            self.store_failures.labels(store)
         self.samples = prometheus.Gauge(
             "visaged_samples",
             "Samples in the store, by what people said of them.",

@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Self
 
@@ -29,6 +29,7 @@ class Notifier:
         self._watchdog_s = watchdog_s
         self._next_ping_s = 0.0
         self._is_ready = False
+        self.on_alive: Callable[[], None] = lambda: None  # hears of every ping, also where no manager does
 
     @classmethod
     def from_environment(cls, environment: MutableMapping[str, str] = os.environ) -> Self:
@@ -49,6 +50,7 @@ class Notifier:
 
     def alive(self) -> None:
         """Ping the watchdog, once ready. Call it where work was really done, as often as you like."""
+        self.on_alive()
         now_s = time.monotonic()
         if self._watchdog_s and self._is_ready and now_s >= self._next_ping_s:
             self._next_ping_s = now_s + self._watchdog_s / PINGS_PER_TIMEOUT

@@ -28,6 +28,7 @@ class Publisher:
         self.run = secrets.token_hex(8)
         self._socket = ResultsPublisher(runtime)
         self._seq: dict[str, int] = {}
+        self.n_missed = 0  # results that not every subscriber had room for
 
     def publish(self, draft: FaceFrame, embeddings: F32 | None = None) -> FaceFrame:
         """Send `draft` with run, number and time filled in; return what was sent.
@@ -37,7 +38,7 @@ class Publisher:
         result = msgspec.structs.replace(
             draft, run=self.run, seq=self._next(draft.camera), published_ns=time.monotonic_ns()
         )
-        self._socket.send(message.encode(result, embeddings))
+        self.n_missed += not self._socket.send(message.encode(result, embeddings))
         return result
 
     def publish_end(self, camera: str, reason: str) -> CameraEnded:

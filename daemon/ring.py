@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Meta, Struct
 
-from ..pipelines.errors import MALFORMED, MessageError, RingError
+from ..pipelines.errors import MALFORMED, MessageError, NoRoomError, RingError
 
 U8 = npt.NDArray[np.uint8]
 
@@ -99,7 +99,8 @@ class FrameRing:
         """Make a ring for `owner`, `<instance>-<camera>`, and allocate all of it.
 
         Raises:
-            RingError: no room, or no such folder.
+            NoRoomError: no room.
+            RingError: no such folder, or it cannot be written.
         """
         if not 2 <= n_slots <= MAX_SLOTS:
             raise RingError(f"a ring of {n_slots} slots is impossible; set ring_slots to 3 to 32")
@@ -235,7 +236,8 @@ def _allocate(path: Path, n_bytes: int, what: str) -> mmap.mmap:
     """Return a new mapped file of `n_bytes`, every page of it allocated.
 
     Raises:
-        RingError: no room, or no such folder.
+        NoRoomError: no room.
+        RingError: no such folder, or it cannot be written.
     """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -249,7 +251,7 @@ def _allocate(path: Path, n_bytes: int, what: str) -> mmap.mmap:
     except OSError as error:
         path.unlink(missing_ok=True)
         space = os.statvfs(path.parent)
-        raise RingError(
+        raise NoRoomError(
             f"no room in {path.parent} for {what}: {n_bytes / 1e6:.1f} MB needed, "
             f"{space.f_bavail * space.f_frsize / 1e6:.1f} MB free ({error.strerror}); enlarge it "
             f"(mount -o remount,size=1G {path.parent}), or lower ring_slots or the camera's width and height"

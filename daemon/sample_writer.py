@@ -67,7 +67,6 @@ class SampleWriter:
     def _write_for_ever(self, open_store: Callable[[], SampleStore], opened: Future[None]) -> None:
         try:
             store = open_store()
-            store.expire()
             self.counts = store.counts()
         except BaseException as error:  # carried to the inference thread, which raises it
             opened.set_exception(error)

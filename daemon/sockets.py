@@ -178,13 +178,21 @@ class ResultsPublisher(_Owner):
         """
         endpoint = endpoint_of(runtime, "results")
         super().__init__(zmq.XPUB, CHANNELS["results"].depth, MAX_SUBSCRIPTION_BYTES)
+        self._socket.setsockopt(zmq.XPUB_NODROP, 1)  # only to hear of it; see `send`
         self._socket.setsockopt(zmq.XPUB_VERBOSER, 1)  # every (un)subscription, not only first and last
         self._bind(endpoint)
         self._subscriptions = 0
 
-    def send(self, parts: list[bytes]) -> None:
-        """Queue `parts` for every subscriber with room; never blocks."""
-        self._socket.send_multipart(parts, zmq.NOBLOCK)
+    def send(self, parts: list[bytes]) -> bool:
+        """Queue `parts` for every subscriber with room; never blocks. Return whether all had room."""
+        try:
+            self._socket.send_multipart(parts, zmq.NOBLOCK)
+        except zmq.Again:  # nobody got it yet: somebody's queue is full, who is to be left out
+            self._socket.setsockopt(zmq.XPUB_NODROP, 0)
+            self._socket.send_multipart(parts, zmq.NOBLOCK)
+            self._socket.setsockopt(zmq.XPUB_NODROP, 1)
+            return False
+        return True
 
     def count_subscriptions(self) -> int:
         """Return how many subscriptions clients hold now; one client may hold several."""

@@ -1,4 +1,4 @@
-"""Notices an inference process that lives and does nothing: frames wait and none is settled."""
+"""Notices processes that live and do nothing: infer settles no waiting frame, capture has no beat."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,10 +16,24 @@ class StallWatch:
         self._paths = {camera: ledger_path(runtime, camera) for camera in cameras}
         self._ledgers: dict[str, Ledger] = {}
         self._settled = -1
-        self._moved_s = 0.0
+        self._moved_s: dict[str, float] = {}  # of every process: when it last was at work, or was forgiven
 
-    def is_stalled(self, now_s: float) -> bool:
-        """Whether frames have been waiting for `STALLED_S` in which not one was settled."""
+    def is_stalled(self, name: str, now_s: float) -> bool:
+        """Whether process `name` has done nothing for `STALLED_S`; of those that leave no trace, never.
+
+        Infer: frames wait and not one was settled. Capture: not one beat, also none while it waits.
+        """
+        if name == "infer":
+            self._look_at_infer(now_s)
+        elif (ledger := self._ledger_of(name.removeprefix("capture@"))) is not None:
+            self._moved_s[name] = max(self._moved_s.get(name, now_s), ledger.last_beat_s())
+        return now_s - self._moved_s.get(name, now_s) >= STALLED_S
+
+    def forgive(self, name: str, now_s: float) -> None:
+        """Begin to wait anew for process `name`, because it has just been started."""
+        self._moved_s[name] = now_s
+
+    def _look_at_infer(self, now_s: float) -> None:
         settled, in_flight = 0, 0
         for camera in self._paths:
             ledger = self._ledger_of(camera)
@@ -27,12 +41,7 @@ class StallWatch:
                 settled += settled_by_infer(ledger)
                 in_flight += ledger.snapshot().in_flight
         if settled != self._settled or in_flight == 0:
-            self._settled, self._moved_s = settled, now_s
-        return now_s - self._moved_s >= STALLED_S
-
-    def forgive(self, now_s: float) -> None:
-        """Begin to wait anew, because the process has just been started."""
-        self._moved_s = now_s
+            self._settled, self._moved_s["infer"] = settled, now_s
 
     def close(self) -> None:
         """Let go of the ledgers; a second call does nothing."""
@@ -40,6 +49,8 @@ class StallWatch:
             self._ledgers.popitem()[1].close()
 
     def _ledger_of(self, camera: str) -> Ledger | None:
+        if camera not in self._paths:
+            return None
         if camera not in self._ledgers:
             try:
                 self._ledgers[camera] = Ledger.open(self._paths[camera], create=False)

@@ -33,6 +33,7 @@ from .process_table import (
 )
 from .ring import remove_stale
 from .stall import STALLED_S, StallWatch
+from .wall_clock import wall_clock_path
 
 log = logging.getLogger(__name__)
 
@@ -68,11 +69,11 @@ class Surroundings(Protocol):
     def is_served(self, channel: str) -> bool:
         """Whether `channel` is up; a first start may wait for it."""
 
-    def is_stalled(self, now_s: float) -> bool:
-        """Whether infer lives and has done nothing for too long."""
+    def is_stalled(self, name: str, now_s: float) -> bool:
+        """Whether process `name` lives and has done nothing for too long."""
 
-    def forgive(self, now_s: float) -> None:
-        """Give infer time, for it has just been started."""
+    def forgive(self, name: str, now_s: float) -> None:
+        """Give process `name` time, for it has just been started."""
 
 
 class Daemon:
@@ -127,8 +128,8 @@ class Supervisor:
             if now_s >= child.start_at_s and self._may_start(child):
                 self._start(child)
             return
-        if child.process.row.kind == "infer" and self._surroundings.is_stalled(now_s):
-            log.error("%s has settled no frame for %.0f s and is killed", child.name, STALLED_S)
+        if self._surroundings.is_stalled(child.name, now_s):
+            log.error("%s lives and has done no work for %.0f s; it is killed", child.name, STALLED_S)
             child.popen.kill()
             child.popen.wait()
         code = child.popen.poll()
@@ -144,7 +145,9 @@ class Supervisor:
             child.exit_code = 0
             return
         if code == EXIT_CONFIG:
-            log.error("%s stays down: starting it again would mend nothing, see its message above", child.name)
+            log.error(
+                "%s stays down: starting it again would mend nothing, see its message above", child.name
+            )
             child.exit_code = EXIT_CONFIG
             return
         wait_s = child.history.wait_s(now_s)
@@ -188,8 +191,7 @@ class Supervisor:
 
     def _start(self, child: Child) -> None:
         line = self._surroundings.command_of(child.name)
-        if child.process.row.kind == "infer":
-            self._surroundings.forgive(time.monotonic())
+        self._surroundings.forgive(child.name, time.monotonic())
         # a session of its own: Ctrl-C on the terminal reaches only the supervisor, which stops in order
         child.popen = subprocess.Popen(line, stdin=subprocess.DEVNULL, start_new_session=True)
         self._metrics.process_up.labels(child.name).set(1)
@@ -277,10 +279,11 @@ def remove_leftovers(outline: Outline) -> None:
 
 
 def begin_books(outline: Outline) -> None:
-    """Remove the ledgers of an earlier run: this one counts from 1; and how far its learning was."""
+    """Remove the ledgers of an earlier run, how far its learning was, and its clock: this one begins at 1."""
     for path in outline.paths.runtime.glob("ledger-*"):
         path.unlink(missing_ok=True)
     progress_path(outline.paths.runtime).unlink(missing_ok=True)
+    wall_clock_path(outline.paths.runtime).unlink(missing_ok=True)
 
 
 def close_books(outline: Outline) -> None:

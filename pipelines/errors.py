@@ -9,7 +9,8 @@
     ├── StoreError               what is stored of people cannot be sealed, opened or used
     │   ├── GalleryError         the gallery cannot do what was asked
     │   └── SampleError          the sample store cannot do what was asked
-    ├── RingError                frames in shared memory: no room, stale, foreign
+    ├── RingError                frames in shared memory: stale, foreign
+    │   └── NoRoomError          shared memory is full; there may be room later
     └── MessageError             a message from outside is malformed, oversized or of another version
 
 Every message is one sentence for an operator at 3 a.m.: what, where, what to do.
@@ -72,7 +73,11 @@ class SampleError(StoreError):
 
 
 class RingError(VisagedError):
-    """Frames in shared memory: no room, stale or foreign."""
+    """Frames in shared memory: stale, foreign, or no room."""
+
+
+class NoRoomError(RingError):
+    """Shared memory has no room for the frames of a camera; it may have later."""
 
 
 class MessageError(VisagedError):

@@ -57,9 +57,10 @@ class TemporaryDaemon:
         if wheels is not None:
             paths["wheels"] = wheels
         all_tables: dict[str, Mapping[str, object]] = {
-            "paths": {key: str(path.absolute()) for key, path in paths.items()},
             "metrics": {"port": 0},
             **(tables or {}),
+            "paths": {key: str(path.absolute()) for key, path in paths.items()}
+            | dict((tables or {}).get("paths", {})),
         }
         text = f'instance = "{self.instance}"\n' + "".join(
             f"\n[{name}]\n{toml_lines(table)}" for name, table in all_tables.items()

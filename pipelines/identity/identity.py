@@ -74,15 +74,22 @@ class Identifier:
         self._tracks: dict[tuple[str, int], _Evidence] = {}
         self._strangers = Strangers(gallery, space, config)
         self._matcher = self._load()
+        self._is_stale = False  # the gallery has changed and could not be read
         gallery.changed()
 
     def refresh(self) -> bool:
-        """Read the gallery again if somebody changed it, or a consent may have expired; return whether."""
-        is_changed = self._gallery.changed()
+        """Read the gallery again if somebody changed it, or a consent may have expired; return whether.
+
+        Raises:
+            StoreError: it cannot be read; people are recognised as before, and the next call tries again.
+        """
+        is_changed = self._gallery.changed() or self._is_stale
         is_new_day = self._config.require_consent and day_of(self._now()) != self._loaded_on
         if not (is_changed or is_new_day):
             return False
+        self._is_stale = True
         self._matcher = self._load()
+        self._is_stale = False
         for evidence in self._tracks.values():
             if evidence.stranger not in self._strangers:
                 evidence.stranger, evidence.met_here = "", False

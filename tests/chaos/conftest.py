@@ -1,8 +1,10 @@
-"""A daemon for every test to break, and how often the long run breaks it."""
+"""What every chaos test starts from, and how long the long run is."""
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -12,33 +14,68 @@ import pytest
 
 from tests.chaos.stage import Stage
 
+SET_CLOCK = Path(__file__).with_name("set_clock.c")
 U8 = npt.NDArray[np.uint8]
 
 
 @pytest.fixture(scope="session")
 def rounds() -> int:
-    """How often each process is killed: VISAGED_CHAOS_ROUNDS, 1 where it is not set, 100 in the long run."""
-    return int(os.environ.get("VISAGED_CHAOS_ROUNDS", "1"))
+    """How often each process is killed: VISAGED_CHAOS_ROUNDS; 2 where it is not set, 100 in the long run."""
+    return int(os.environ.get("VISAGED_CHAOS_ROUNDS", "2"))
 
 
 @pytest.fixture(scope="session")
 def face(tmp_path_factory: pytest.TempPathFactory, astronaut: U8) -> str:
-    """The source of a camera that wanders over a face for an hour."""
+    """The source of a camera that wanders over a face for a day."""
     photo = tmp_path_factory.mktemp("photo") / "astronaut.png"
     cv2.imwrite(str(photo), cv2.cvtColor(astronaut, cv2.COLOR_RGB2BGR))
-    return f"synthetic:pan?photo={photo}&width=512&height=400&fps=10&seconds=3600"
+    return f"synthetic:pan?photo={photo}&width=512&height=400&fps=10&seconds=86400"
 
 
-@pytest.fixture
-def make_stage(cache: Path, free_port: int) -> Iterator[Callable[..., Stage]]:
-    """Return a function that makes a stage, which is gone at the end."""
-    with ExitStack() as stages:
-        yield lambda cameras, **more: stages.enter_context(Stage(cache, cameras, free_port, **more))
+@pytest.fixture(scope="session")
+def clock(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
+    """The file with the seconds by which the daemon's wall clock is off; None without a C compiler."""
+    folder = tmp_path_factory.mktemp("clock")
+    line = ["cc", "-shared", "-fPIC", "-o", str(folder / "set_clock.so"), str(SET_CLOCK)]
+    if shutil.which("cc") is None or subprocess.run(line).returncode:
+        return None
+    (folder / "seconds").write_text("0")
+    return folder / "seconds"
 
 
-@pytest.fixture
-def stage(make_stage: Callable[..., Stage], face: str) -> Stage:
-    """A daemon with two cameras under load."""
-    made = make_stage({"a": face, "b": face})
-    made.start()
-    return made
+@pytest.fixture(scope="session")
+def shm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the rings of frames lie."""
+    return tmp_path_factory.mktemp("shm")
+
+
+@pytest.fixture(scope="session")
+def stage(cache: Path, face: str, clock: Path | None, shm: Path) -> Iterator[Stage]:
+    """One daemon for every fault: two cameras, learning, small disks and a clock of its own."""
+    tables: dict[str, dict[str, object]] = {
+        "learning": {"enabled": True, "after_samples": 100_000, "every_h": 0},
+        "paths": {"shm": str(shm)},
+    }
+    with (
+        Stage(cache, {"a": face, "b": face}, _free_port(), tables) as made,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        if clock is not None:
+            patch.setenv("LD_PRELOAD", str(clock.parent / "set_clock.so"))
+            patch.setenv("VISAGED_TEST_CLOCK", str(clock))
+        made.mount_small_disks(shm)
+        made.daemon.start()
+        patch.undo()
+        made.watch()
+        yield made
+        made.finish()
+
+
+def _free_port() -> int:
+    """Return a TCP port that nobody uses, with 20 free-looking ones after it."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+        if port < 65000:
+            return port

@@ -2,6 +2,7 @@
 
 import contextlib
 import http.server
+import re
 import signal
 import subprocess
 import sys
@@ -295,13 +296,25 @@ def test_a_file_that_cannot_be_read_is_one_line_and_exit_1(
     assert why in line
 
 
-def test_a_full_shm_is_one_line_and_exit_1(box: Box, small_shm: Path) -> None:
+@pytest.mark.parametrize(
+    ("policy", "dropped", "fate"), [("live", 10, r"are dropped \(no_room\)"), ("replay", 0, "wait")]
+)
+def test_a_full_shm_is_one_line_and_every_frame_is_accounted_for(
+    box: Box, small_shm: Path, policy: str, dropped: int, fate: str
+) -> None:
     box.shm = small_shm
-    box.configure("synthetic:pattern?width=1280&height=720")
-    code, err = finish(box.start_capture())
+    box.configure("synthetic:pattern?width=1280&height=720&seconds=1&fps=10", policy=policy)
+    capture = box.start_capture()
+    box.start_reader()
+    if policy == "replay":  # it waits for room until it is stopped
+        time.sleep(1.0)
+        assert capture.poll() is None
+        capture.terminate()
+    code, err = finish(capture)
 
-    assert code == 1
-    assert "22.1 MB needed, 2.1 MB free" in err
+    assert code == 0
+    assert box.book().captured == box.book().dropped["no_room"] == dropped
+    assert len(re.findall("22.1 MB needed, 2.1 MB free.* until then its frames " + fate, err)) == 1
     assert "Traceback" not in err
     assert list(small_shm.iterdir()) == []
 

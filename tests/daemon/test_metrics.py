@@ -19,7 +19,19 @@ from visaged.daemon.metrics import (
 )
 from visaged.pipelines.errors import ConfigError
 
-LABELS = {"camera", "stage", "reason", "process", "member", "le", "version", "python", "source", "state"}
+LABELS = {
+    "camera",
+    "stage",
+    "reason",
+    "process",
+    "member",
+    "le",
+    "version",
+    "python",
+    "source",
+    "store",
+    "state",
+}
 ROOT = Path(__file__).parents[2]
 
 

@@ -1,5 +1,6 @@
 """When an inference process is taken for stuck: frames wait, and not one is settled."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,45 +23,57 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
 
 
 def test_without_a_ledger_nobody_is_stuck(watch: StallWatch) -> None:
-    assert [watch.is_stalled(now) for now in (0.0, 10 * STALLED_S)] == [False, False]
+    assert [watch.is_stalled("infer", now) for now in (0.0, 10 * STALLED_S)] == [False, False]
 
 
 def test_an_idle_camera_is_not_a_stall(watch: StallWatch, ledger: Ledger) -> None:
     ledger.count_captured()
     ledger.publish()
 
-    assert [watch.is_stalled(now) for now in (0.0, 10 * STALLED_S)] == [False, False]
+    assert [watch.is_stalled("infer", now) for now in (0.0, 10 * STALLED_S)] == [False, False]
 
 
 def test_waiting_frames_of_which_none_is_settled_are_a_stall(watch: StallWatch, ledger: Ledger) -> None:
     ledger.count_captured()
 
-    assert [watch.is_stalled(now) for now in (0.0, STALLED_S - 1, STALLED_S)] == [False, False, True]
+    assert [watch.is_stalled("infer", now) for now in (0.0, STALLED_S - 1, STALLED_S)] == [False, False, True]
 
 
 def test_frames_dropped_by_the_camera_do_not_hide_it(watch: StallWatch, ledger: Ledger) -> None:
     ledger.count_captured()
-    watch.is_stalled(0.0)
+    watch.is_stalled("infer", 0.0)
     ledger.count_captured()
     ledger.drop_at_capture("queue_full")
 
-    assert watch.is_stalled(STALLED_S)
+    assert watch.is_stalled("infer", STALLED_S)
 
 
 def test_slow_progress_is_progress(watch: StallWatch, ledger: Ledger) -> None:
     for _ in range(3):
         ledger.count_captured()
-    watch.is_stalled(0.0)
+    watch.is_stalled("infer", 0.0)
     ledger.publish()
 
-    assert not watch.is_stalled(STALLED_S)
-    assert watch.is_stalled(2 * STALLED_S)
+    assert not watch.is_stalled("infer", STALLED_S)
+    assert watch.is_stalled("infer", 2 * STALLED_S)
 
 
 def test_a_fresh_process_is_given_its_time(watch: StallWatch, ledger: Ledger) -> None:
     ledger.count_captured()
-    watch.is_stalled(0.0)
-    watch.forgive(STALLED_S)
+    watch.is_stalled("infer", 0.0)
+    watch.forgive("infer", STALLED_S)
 
-    assert not watch.is_stalled(STALLED_S + 1)
-    assert watch.is_stalled(2 * STALLED_S)
+    assert not watch.is_stalled("infer", STALLED_S + 1)
+    assert watch.is_stalled("infer", 2 * STALLED_S)
+
+
+def test_a_capture_without_a_beat_is_stalled_and_one_that_waits_is_not(
+    watch: StallWatch, ledger: Ledger
+) -> None:
+    watch.forgive("capture@door", time.monotonic() - STALLED_S)
+
+    assert watch.is_stalled("capture@door", time.monotonic())
+    ledger.beat()
+    assert not watch.is_stalled("capture@door", time.monotonic())
+    assert watch.is_stalled("capture@door", time.monotonic() + STALLED_S)
+    assert not watch.is_stalled("learn", time.monotonic() + STALLED_S)

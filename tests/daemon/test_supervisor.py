@@ -66,10 +66,12 @@ class House:
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
-    def is_stalled(self, now_s: float) -> bool:
-        return self.stall_pid is not None and self.starts("infer")[-1][0] == self.stall_pid
+    def is_stalled(self, name: str, now_s: float) -> bool:
+        return (
+            name == "infer" and self.stall_pid is not None and self.starts("infer")[-1][0] == self.stall_pid
+        )
 
-    def forgive(self, now_s: float) -> None:
+    def forgive(self, name: str, now_s: float) -> None:
         pass
 
     def is_served(self, channel: str) -> bool:

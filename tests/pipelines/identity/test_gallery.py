@@ -269,8 +269,9 @@ def test_a_damaged_file_is_one_clear_sentence(tmp_path: Path) -> None:
     content[4096:20000] = b"\x5a" * (20000 - 4096)
     path.write_bytes(content)
 
-    with pytest.raises(GalleryError, match=r"gallery\.db is damaged"):
+    with pytest.raises(GalleryError, match=r"gallery\.db is damaged") as refused:
         Gallery(tmp_path)
+    assert refused.value.exit_code == 78, "a process would be started again and again"
 
 
 def test_what_is_no_database_is_refused(tmp_path: Path) -> None:
