@@ -11,7 +11,7 @@ import time
 
 import msgspec
 
-from ..pipelines.errors import VisagedError
+from ..pipelines.errors import SampleError, VisagedError
 from ..pipelines.loop.lesson import gather
 from ..pipelines.loop.progress import Progress, write_progress
 from ..pipelines.loop.report import Report, last_report
@@ -107,7 +107,11 @@ class Learning:
     def _is_due(self) -> bool:
         report = last_report(self._config.paths.state / "learning")
         known = report.labels.items() if report else ()
-        labels = {s.id: s.label.emotion for s in gather(self._store) if s.label.emotion}
+        try:
+            labels = {s.id: s.label.emotion for s in gather(self._store) if s.label.emotion}
+        except SampleError as error:  # infer says it louder; when it is mended we go on
+            log.info("no labels can be looked at: %s", error)
+            return False
         since_s = time.time() - report.finished_at if report else None
         return is_due(self._config.learning, len(labels.items() - set(known)), since_s)
 

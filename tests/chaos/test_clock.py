@@ -16,7 +16,10 @@ def test_a_clock_that_jumps_by_years_deletes_nothing(stage: Stage, clock: Path |
     step: Metric = ("infer", "visaged_clock_step_seconds", {})
     n_samples = len(stage.flagger.said())
     with stage.fault(
-        within_s=BACK_S, line="the clock was set", metric=step, allowed="infer ended by SIGKILL"
+        within_s=BACK_S,
+        line="the clock was set",
+        metric=step,
+        allowed="infer ended by SIGKILL|a stranger was not updated",  # strangers are let go, nobody enrolled
     ) as fault:
         clock.write_text(str(YEARS_S))
         stage.wait(lambda: stage.metric(*step) > YEARS_S - 60, 5, "the jump to be noticed")
