@@ -27,6 +27,8 @@ class StallWatch:
             self._look_at_infer(now_s)
         elif (ledger := self._ledger_of(name.removeprefix("capture@"))) is not None:
             self._moved_s[name] = max(self._moved_s.get(name, now_s), ledger.last_beat_s())
+        else:
+            return False
         return now_s - self._moved_s.get(name, now_s) >= STALLED_S
 
     def forgive(self, name: str, now_s: float) -> None:
