@@ -15,7 +15,7 @@ import msgspec
 
 from ..pipelines.answer import Answer
 from ..pipelines.assembly import Stages
-from ..pipelines.errors import SampleError, VisagedError
+from ..pipelines.errors import GalleryError, SampleError, VisagedError
 from ..pipelines.loop.flag_policy import REMEMBERED, FlagPolicy
 from ..pipelines.loop.recent_faces import RecentFaces
 from ..pipelines.loop.said import label_of, teach
@@ -60,7 +60,7 @@ class Flagging:
         self._writer = SampleWriter(lambda: SampleStore(config.paths.state, config.samples))
         self._policy: FlagPolicy | None = None
         self._automatic: list[tuple[Source, Sighting, Future[Sample | None]]] = []
-        self._is_failing = False
+        self._failing: set[str] = set()  # stores that failed the last time
         self._clock, self._is_clock_wrong = WallClock(config.paths.runtime), False
         self._expire_due_s = time.monotonic()
         if config.flags.automatic:
@@ -125,7 +125,13 @@ class Flagging:
                 self._note_failure(error)
                 raise
             assert sample is not None  # `add` returns one
-            if teach(self._stages.gallery, sample, sighting.embedding, who=CONTROL):
+            try:
+                is_taught = teach(self._stages.gallery, sample, sighting.embedding, who=CONTROL)
+            except GalleryError as error:
+                self._note_failure(error, "gallery")
+                raise
+            if is_taught:
+                self._failing.discard("gallery")
                 self._stages.identifier.refresh()
             self._count(Source.USER, sighting)
             if sample.label.emotion not in ("", sample.shown_emotion):
@@ -203,8 +209,8 @@ class Flagging:
 
     def _count(self, source: Source, sighting: Sighting) -> None:
         """Note that a face is stored."""
-        if self._is_failing:
-            self._is_failing = False
+        if "samples" in self._failing:
+            self._failing.discard("samples")
             log.info("samples can be stored again")
         self._metrics.flags.labels(source.value).inc()
         if self._policy is not None and sighting.embedding is not None:
@@ -224,12 +230,12 @@ class Flagging:
             else:
                 log.info("the clock is as it was again, samples expire as before")
 
-    def _note_failure(self, error: VisagedError) -> None:
-        """Count that the store failed; the first time since it worked is worth a sentence."""
-        self._metrics.store_failures.labels("samples").inc()
-        if not self._is_failing:
-            log.error("samples cannot be stored until this is mended: %s", error)
-        self._is_failing = True
+    def _note_failure(self, error: VisagedError, store: str = "samples") -> None:
+        """Count that a store failed; the first time since it worked is worth a sentence."""
+        self._metrics.store_failures.labels(store).inc()
+        if store not in self._failing:
+            log.error("the %s cannot be written until this is mended: %s", store, error)
+        self._failing.add(store)
 
     def _expire(self) -> None:
         """Let the writer delete what is too old, records as well, unless it has better things to do."""

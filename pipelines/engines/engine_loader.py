@@ -177,6 +177,11 @@ class EngineLoader:
             return self._load_onnx(network, "")
         plan = self._find(order)
         if plan is None:
+            if self._is_damaged(order):
+                log.warning(
+                    "the plan of %s is damaged; ONNX Runtime stands in until it is built again", network
+                )
+                return self._load_onnx(network, "its plan is damaged")
             return self._load_onnx(network, "its plan is not built for this machine yet")
         try:
             loaded = self._load_plan(plan, order)
@@ -196,6 +201,12 @@ class EngineLoader:
         except ModelError as error:  # as when the INT8 ranges are damaged: the build will say it again
             log.warning("could not look for a plan: %s", error)
             return None
+
+    def _is_damaged(self, order: PlanOrder) -> bool:
+        try:
+            return self.plans.is_damaged(key_of(order, self.models))
+        except ModelError:  # `_find` has said so
+            return False
 
     def _load_plan(self, plan: StoredPlan, order: PlanOrder) -> Loaded:
         record = plan.record

@@ -63,6 +63,11 @@ class PlanStore:
         plan = self._read(self.folder / key.network / key.fingerprint)
         return plan if plan is not None and plan.record.key == key and plan.is_whole else None
 
+    def is_damaged(self, key: PlanKey) -> bool:
+        """Whether there is a plan for `key` whose file is not the one that was built."""
+        plan = self._read(self.folder / key.network / key.fingerprint)
+        return plan is not None and plan.record.key == key and not plan.is_whole
+
     def publish(self, record: PlanRecord, data: bytes, log: str) -> StoredPlan:
         """Keep a plan; one of the same key is replaced, and for a moment neither is there.
 

@@ -25,10 +25,16 @@ def rounds() -> int:
 
 
 @pytest.fixture(scope="session")
-def face(tmp_path_factory: pytest.TempPathFactory, astronaut: U8) -> str:
+def photo(tmp_path_factory: pytest.TempPathFactory, astronaut: U8) -> Path:
+    """A face, 512 x 512 px."""
+    path = tmp_path_factory.mktemp("photo") / "astronaut.png"
+    cv2.imwrite(str(path), cv2.cvtColor(astronaut, cv2.COLOR_RGB2BGR))
+    return path
+
+
+@pytest.fixture(scope="session")
+def face(photo: Path) -> str:
     """The source of a camera that wanders over a face for a day."""
-    photo = tmp_path_factory.mktemp("photo") / "astronaut.png"
-    cv2.imwrite(str(photo), cv2.cvtColor(astronaut, cv2.COLOR_RGB2BGR))
     return f"synthetic:pan?photo={photo}&width=512&height=400&fps=10&seconds=86400"
 
 
@@ -57,7 +63,7 @@ def stage(cache: Path, face: str, clock: Path | None, shm: Path) -> Iterator[Sta
         "paths": {"shm": str(shm)},
     }
     with (
-        Stage(cache, {"a": face, "b": face}, _free_port(), tables) as made,
+        Stage(cache, {"a": face, "b": face}, free_port(), tables) as made,
         pytest.MonkeyPatch.context() as patch,
     ):
         if clock is not None:
@@ -71,7 +77,7 @@ def stage(cache: Path, face: str, clock: Path | None, shm: Path) -> Iterator[Sta
         made.finish()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Return a TCP port that nobody uses, with 20 free-looking ones after it."""
     while True:
         with socket.socket() as probe:

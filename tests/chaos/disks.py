@@ -44,6 +44,12 @@ def full(folder: Path) -> Iterator[None]:
         filler.unlink()
 
 
+def empty_log(database: Path) -> None:
+    """Move SQLite's log into the file and cut it to nothing."""
+    with contextlib.closing(sqlite3.connect(database)) as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
 @contextlib.contextmanager
 def spoilt(database: Path, table: str, touched: str) -> Iterator[None]:
     """Overwrite the root page of `table` in the file, as a bad sector would, and let others see a change.

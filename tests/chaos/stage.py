@@ -231,6 +231,7 @@ class Stage:
         left_s = within_s - (time.monotonic_ns() - fault.began_ns) / 1e9
         self.wait(lambda: self._is_back(fault.began_ns), left_s, "results of every camera")
         fault.back_s = (time.monotonic_ns() - fault.began_ns) / 1e9
+        print(f"{line}: published again after {fault.back_s:.1f} s")  # pytest -s shows it
         self.wait(lambda: self._is_named(fault.began_ns), within_s, f"{PERSON} to be recognised")
         self.wait(is_counted, SETTLED_S, f"change of {metric}")
         self.check_books()

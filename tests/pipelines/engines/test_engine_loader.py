@@ -178,7 +178,7 @@ def test_a_damaged_plan_counts_as_none(config: EngineConfig, models: ModelStore)
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
 
-    assert_stands_in(loader.load(NETWORK), models, "its plan is not built for this machine yet")
+    assert_stands_in(loader.load(NETWORK), models, "its plan is damaged")
 
     assert loader.is_plan_missing(NETWORK), "it would never be built again"
     loader.build(NETWORK)

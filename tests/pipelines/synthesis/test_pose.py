@@ -15,7 +15,7 @@ def landmarks_at(yaw: float, pitch: float, roll: float = 0.0, px_per_cm: float =
 
 
 @settings(max_examples=40)
-@given(st.floats(-50, 50), st.floats(-20, 20), st.floats(-40, 40), st.floats(1, 60))
+@given(st.floats(-50, 50), st.floats(-17, 17), st.floats(-40, 40), st.floats(1, 60))
 def test_an_average_head_is_found_as_it_is_turned(yaw: float, pitch: float, roll: float, size: float) -> None:
     pose = fit_pose(landmarks_at(yaw, pitch, roll, size))
 
