@@ -1,5 +1,6 @@
 """Fixtures for all tests: short folders for sockets, free ports, and the data beside the repository."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -92,13 +93,12 @@ def runtime() -> Iterator[Path]:
 
 @pytest.fixture
 def free_port() -> int:
-    """A TCP port that nobody uses, with 20 free-looking ones after it."""
-    for _ in range(50):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-        if port < 65000:
-            return port
+    """A TCP port that nobody uses, nor the 20 after it: below those that the kernel gives to others."""
+    for port in np.random.default_rng().integers(20_000, 32_000, 50).tolist():
+        with contextlib.ExitStack() as probes, contextlib.suppress(OSError):
+            for offset in range(21):
+                probes.enter_context(socket.socket()).bind(("127.0.0.1", port + offset))
+            return int(port)
     raise AssertionError("no free port")
 
 
