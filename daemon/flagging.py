@@ -61,7 +61,7 @@ class Flagging:
         self._policy: FlagPolicy | None = None
         self._automatic: list[tuple[Source, Sighting, Future[Sample | None]]] = []
         self._failing: set[str] = set()  # stores that failed the last time
-        self._clock, self._is_clock_wrong = WallClock(config.paths.runtime), False
+        self._clock, self._is_clock_wrong = WallClock(config.paths.state), False
         self._expire_due_s = time.monotonic()
         if config.flags.automatic:
             space = stages.ensemble.embedding_space

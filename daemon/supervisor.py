@@ -283,7 +283,7 @@ def begin_books(outline: Outline) -> None:
     for path in outline.paths.runtime.glob("ledger-*"):
         path.unlink(missing_ok=True)
     progress_path(outline.paths.runtime).unlink(missing_ok=True)
-    wall_clock_path(outline.paths.runtime).unlink(missing_ok=True)
+    wall_clock_path(outline.paths.state).unlink(missing_ok=True)
 
 
 def close_books(outline: Outline) -> None:

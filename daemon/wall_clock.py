@@ -1,8 +1,11 @@
 """Notices that the wall clock was set, so that nothing is deleted for an age that it does not have."""
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from ..pipelines.cache_files import write_atomically
 
 MAX_STEP_S = 3600.0  # more is no correction of a clock that was right
 
@@ -12,32 +15,37 @@ def since_boot_s() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
+def boot_id() -> str:
+    """Return the kernel's name for this boot."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
 class WallClock:
     """Compares the wall clock with the time since boot, which nobody can set.
 
-    What both said first is kept in the runtime folder: a process that starts after the clock was set knows it
-    too. A new run of the daemon and a new boot begin afresh.
+    What both said first is kept in the state folder, with the boot that it holds for: a process that starts
+    after the clock was set knows it too. `visaged run` and a new boot begin afresh.
     """
 
     def __init__(
         self,
-        runtime: Path,
+        state: Path,
         now: Callable[[], float] = time.time,
         uptime: Callable[[], float] = since_boot_s,
+        boot: Callable[[], str] = boot_id,
     ) -> None:
-        """Read what was first said in `runtime`, an existing folder; the first process writes it there."""
+        """Read what was first said in `state`, an existing folder; the first process writes it there."""
         self._now, self._uptime = now, uptime
-        path = wall_clock_path(runtime)
+        path = wall_clock_path(state)
         try:
-            self._boot = float(path.read_text())
+            booted_at, known_boot = path.read_text().split()
+            if known_boot != boot():
+                raise ValueError("of another boot")
+            self._boot = float(booted_at)
         except (OSError, ValueError):
             self._boot = now() - uptime()
-            new = path.with_suffix(".new")
-            try:
-                new.write_text(str(self._boot))
-                new.replace(path)
-            except OSError:
-                new.unlink(missing_ok=True)  # no room: this process at least knows
+            with contextlib.suppress(OSError):  # no room: this process at least knows
+                write_atomically(path, f"{self._boot} {boot()}".encode(), 0o600)
 
     def step_s(self) -> float:
         """Return by how many seconds the wall clock was set since then; positive is into the future."""
@@ -49,6 +57,6 @@ class WallClock:
         return abs(self.step_s()) <= MAX_STEP_S
 
 
-def wall_clock_path(runtime: Path) -> Path:
+def wall_clock_path(state: Path) -> Path:
     """Return where it is kept when the machine was booted, as the wall clock said first."""
-    return runtime / "booted-at"
+    return state / "booted-at"

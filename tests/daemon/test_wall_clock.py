@@ -35,4 +35,12 @@ def test_a_damaged_file_begins_afresh(tmp_path: Path) -> None:
     wall_clock_path(tmp_path).write_text("soon")
 
     assert WallClock(tmp_path, lambda: 1e9, lambda: 10.0).step_s() == 0.0
-    assert float(wall_clock_path(tmp_path).read_text()) == 1e9 - 10.0
+    assert float(wall_clock_path(tmp_path).read_text().split()[0]) == 1e9 - 10.0
+
+
+def test_another_boot_begins_afresh(tmp_path: Path) -> None:
+    WallClock(tmp_path, lambda: 1e9, lambda: 10.0, lambda: "one")
+
+    assert WallClock(tmp_path, lambda: 2e9, lambda: 10.0, lambda: "two").step_s() == 0.0
+    assert WallClock(tmp_path, lambda: 2e9, lambda: 10.0, lambda: "two").can_tell_ages
+    assert not WallClock(tmp_path, lambda: 4e9, lambda: 10.0, lambda: "two").can_tell_ages
