@@ -24,7 +24,7 @@ from msgspec import Struct
 
 from ..cache_files import sync_folder, write_atomically
 from ..errors import StoreError
-from .seal import Signer, is_signed, open_signer, receipts_key
+from .seal import Signer, is_genuine, open_signer, receipts_key, signed
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class Anchor(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @property
     def is_genuine(self) -> bool:
         """Whether it is as it was when it was signed with `key`."""
-        return is_signed(_signed_part(self), self.signature, self.key)
+        return is_genuine(self, self.signature, self.key)
 
 
 class Chain(Struct, frozen=True, kw_only=True):
@@ -172,7 +172,7 @@ def cut(state: Path, before: float, now: float) -> int:
             n_flaws=len(flaws) + (was.n_flaws if was else 0),
             key=signer.public,
         )
-        anchor = msgspec.structs.replace(unsigned, signature=signer.sign(_signed_part(unsigned)))
+        anchor = signed(unsigned, signer)
         owner = os.fstat(file.fileno())
         rest = [msgspec.json.encode(anchor), *kept[n_old:]]
         write_atomically(path, b"".join(line + b"\n" for line in rest), PRIVATE)
@@ -241,10 +241,6 @@ def _deed_of(line: bytes) -> Deed | None:
         return msgspec.json.decode(line, type=Deed)
     except msgspec.DecodeError:
         return None
-
-
-def _signed_part(anchor: Anchor) -> bytes:
-    return msgspec.json.encode(msgspec.structs.replace(anchor, signature=""))
 
 
 def _hash(line: bytes) -> str:

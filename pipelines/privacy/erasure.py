@@ -23,7 +23,7 @@ from ..identity.person import Removed
 from ..loop.lineage import Erased, note_erased
 from ..loop.sample_store import SampleStore
 from .audit import note
-from .seal import is_signed, open_signer
+from .seal import is_genuine, open_signer, signed
 
 CODE_BYTES = 16
 PRIVATE = 0o600
@@ -53,7 +53,7 @@ class Receipt(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @property
     def is_genuine(self) -> bool:
         """Whether it is as it was when it was signed with `key`."""
-        return is_signed(_signed_part(self), self.signature, self.key)
+        return is_genuine(self, self.signature, self.key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ def forget(
         is_scrubbed=is_scrubbed and removed.is_scrubbed,
         key=signer.public,
     )
-    receipt = msgspec.structs.replace(unsigned, signature=signer.sign(_signed_part(unsigned)))
+    receipt = signed(unsigned, signer)
     note(state, "forget", person=number, detail=f"receipt {receipt.id}")
     names = (removed.person, *removed.aliases)
     return Forgotten(names, receipt, write_receipt(receipt, state / "receipts"), code)
@@ -141,10 +141,6 @@ def read_receipt(path: Path) -> Receipt:
         return msgspec.json.decode(path.read_bytes(), type=Receipt)
     except (OSError, msgspec.DecodeError) as error:
         raise StoreError(f"{path} is no receipt that can be read ({error})") from error
-
-
-def _signed_part(receipt: Receipt) -> bytes:
-    return msgspec.json.encode(msgspec.structs.replace(receipt, signature=""))
 
 
 def _drop_checkpoints(state: Path) -> int:

@@ -9,16 +9,19 @@ import os
 import secrets
 import stat
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
+import msgspec
 from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from msgspec import Struct
 
 from ..cache_files import sync_folder
 from ..errors import StoreError
 
 KEY_BYTES, KEY_ID_BYTES, NONCE_BYTES = 32, 4, 12
+Record = TypeVar("Record", bound=Struct)
 
 
 def credential(name: str) -> Path | None:
@@ -116,6 +119,20 @@ def open_signer(state: Path) -> Signer:
 def receipts_key(state: Path) -> Path:
     """Return where the key is that signs receipts, and what was cut off the audit log."""
     return state / "receipts.key"
+
+
+def signed(record: Record, signer: Signer) -> Record:
+    """Return a record with its `signature`, of everything else in it; its `key` is `signer.public`."""
+    return msgspec.structs.replace(record, signature=signer.sign(_signed_part(record)))
+
+
+def is_genuine(record: Struct, signature: str, public: str) -> bool:
+    """Return whether a record is as it was when it got its signature with that key, both hex."""
+    return is_signed(_signed_part(record), signature, public)
+
+
+def _signed_part(record: Struct) -> bytes:
+    return msgspec.json.encode(msgspec.structs.replace(record, signature=""))
 
 
 def is_signed(data: bytes, signature: str, public: str) -> bool:
