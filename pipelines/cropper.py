@@ -26,6 +26,13 @@ def relight(chip: U8, light: Light) -> U8:
     return clahe(chip) if light is Light.CLAHE else he_blend(chip)
 
 
+def chips_to_input(chips: U8, recipe: ChipRecipe) -> F32:
+    """Return `(N, C, S, S)` float32 network input of `(N, S, S, 3)` uint8 RGB chips: lit, and normalised."""
+    if recipe.light is not Light.NONE:
+        chips = np.array([relight(chip, recipe.light) for chip in chips], np.uint8).reshape(chips.shape)
+    return to_input(chips, recipe.mean, recipe.scale, grey=recipe.colour is Colour.GREY)
+
+
 class AnyCropper(Protocol):
     """What the pipeline needs of a cropper: `Cropper`, or `CudaCropper` beside engines on a GPU."""
 
@@ -50,8 +57,8 @@ class Cropper:
         """
         chips = np.zeros((len(landmarks), recipe.size, recipe.size, 3), np.uint8)
         for chip, marks in zip(chips, landmarks, strict=True):
-            chip[:] = relight(cut_chip(rgb, marks, recipe.size, recipe.padding), recipe.light)
-        return to_input(chips, recipe.mean, recipe.scale, grey=recipe.colour is Colour.GREY)
+            chip[:] = cut_chip(rgb, marks, recipe.size, recipe.padding)
+        return chips_to_input(chips, recipe)
 
     def crop_all(
         self, faces: Sequence[tuple[U8, F32]], recipes: Sequence[ChipRecipe]

@@ -21,8 +21,8 @@ F32 = npt.NDArray[np.float32]
 
 NEAR_REACH = 1.8  # side of the searched square in units of the predicted face's side
 NEAR_FACE_PX = 90.0  # the predicted face after scaling: some tolerance above HOG's smallest
-PHOTO_FACE_PX = 60
 NEAR_IOU = 0.25  # overlap with the prediction from which a re-detected face is the same
+PHOTO_FACE_PX = 60  # the smallest face looked for in a photo of somebody
 
 
 class DetectorConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

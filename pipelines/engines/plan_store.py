@@ -60,13 +60,18 @@ class PlanStore:
 
     def find(self, key: PlanKey) -> StoredPlan | None:
         """Return the whole plan for `key`, or None: never built, damaged, or of another machine."""
-        plan = self._read(self.folder / key.network / key.fingerprint)
-        return plan if plan is not None and plan.record.key == key and plan.is_whole else None
+        plan = self._of(key)
+        return plan if plan is not None and plan.is_whole else None
 
     def is_damaged(self, key: PlanKey) -> bool:
         """Whether there is a plan for `key` whose file is not the one that was built."""
+        plan = self._of(key)
+        return plan is not None and not plan.is_whole
+
+    def _of(self, key: PlanKey) -> StoredPlan | None:
+        """Return the plan of `key`, also one that is damaged."""
         plan = self._read(self.folder / key.network / key.fingerprint)
-        return plan is not None and plan.record.key == key and not plan.is_whole
+        return plan if plan is not None and plan.record.key == key else None
 
     def publish(self, record: PlanRecord, data: bytes, log: str) -> StoredPlan:
         """Keep a plan; one of the same key is replaced, and for a moment neither is there.

@@ -5,14 +5,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ...kernels.chips import cut_chip, to_input
-from ..cropper import relight
+from ...kernels.chips import cut_chip
+from ..cropper import chips_to_input
 from ..learning.augmentation import Augmenter, preset
 from ..learning.samples import Samples
 from ..message import EMOTIONS
-from ..registry import ChipRecipe, Colour
+from ..registry import ChipRecipe
 from ..synthesis.synthesiser import Synthesiser
-from .replay_memory import Remembered
+from .replay_memory import Remembered, nothing
 from .sample_store import StoredFace
 from .schedule import LearningConfig
 
@@ -51,16 +51,13 @@ def views_of(
         copies.append(both.take(both.is_synthetic))
     augmenter = Augmenter(preset(config.augmentation), SEED)
     copies += [augmenter.children(real) for _ in range(config.augmented_views)]
-    views = [
-        Remembered(_features(copy, recipe, look), copy.targets, copy.groups) for copy in copies if len(copy)
-    ]
-    everything = learned.take(np.arange(0))
-    for view in views:
-        everything = everything.beside(view)
-    return everything
+    views = nothing(learned.features.shape[1], learned.targets.shape[1])
+    for copy in copies:
+        if len(copy):
+            views = views.beside(Remembered(_features(copy, recipe, look), copy.targets, copy.groups))
+    return views
 
 
 def _features(samples: Samples, recipe: ChipRecipe, look: Callable[[F32], F32]) -> F32:
-    lit = np.stack([relight(chip, recipe.light) for chip in samples.pictures])
-    inputs = to_input(lit, recipe.mean, recipe.scale, grey=recipe.colour is Colour.GREY)
+    inputs = chips_to_input(samples.pictures, recipe)
     return np.concatenate([look(inputs[at : at + BATCH]) for at in range(0, len(inputs), BATCH)])
