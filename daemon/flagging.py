@@ -29,11 +29,13 @@ from .config import Config
 from .control import Flag, Later
 from .metrics import InferMetrics
 from .sample_writer import SampleWriter
+from .store_failures import StoreFailures
 from .wall_clock import WallClock
 
 log = logging.getLogger(__name__)
 
 EXPIRE_EVERY_S = 60.0
+CANNOT_STORE = "the samples cannot be written"
 CONTROL = "control socket"  # in the audit log; the gateway's line before says which client it was
 
 
@@ -60,7 +62,7 @@ class Flagging:
         self._writer = SampleWriter(lambda: SampleStore(config.paths.state, config.samples))
         self._policy: FlagPolicy | None = None
         self._automatic: list[tuple[Source, Sighting, Future[Sample | None]]] = []
-        self._failing: set[str] = set()  # stores that failed the last time
+        self._failures = StoreFailures(metrics)
         self._clock, self._is_clock_wrong = WallClock(config.paths.state), False
         self._expire_due_s = time.monotonic()
         if config.flags.automatic:
@@ -122,16 +124,16 @@ class Flagging:
             try:
                 sample = future.result()
             except SampleError as error:
-                self._note_failure(error)
+                self._failures.note("samples", error, CANNOT_STORE)
                 raise
             assert sample is not None  # `add` returns one
             try:
                 is_taught = teach(self._stages.gallery, sample, sighting.embedding, who=CONTROL)
             except GalleryError as error:
-                self._note_failure(error, "gallery")
+                self._failures.note("gallery", error, "the gallery cannot be written")
                 raise
             if is_taught:
-                self._failing.discard("gallery")
+                self._failures.ends("gallery")
                 self._stages.identifier.refresh()
             self._count(Source.USER, sighting)
             if sample.label.emotion not in ("", sample.shown_emotion):
@@ -202,15 +204,14 @@ class Flagging:
             try:
                 future.result()
             except VisagedError as error:
-                self._note_failure(error)
+                self._failures.note("samples", error, CANNOT_STORE)
                 self._metrics.flags_dropped.labels("failed").inc()
                 continue
             self._count(source, sighting)
 
     def _count(self, source: Source, sighting: Sighting) -> None:
         """Note that a face is stored."""
-        if "samples" in self._failing:
-            self._failing.discard("samples")
+        if self._failures.ends("samples"):
             log.info("samples can be stored again")
         self._metrics.flags.labels(source.value).inc()
         if self._policy is not None and sighting.embedding is not None:
@@ -229,13 +230,6 @@ class Flagging:
                 )
             else:
                 log.info("the clock is as it was again, samples expire as before")
-
-    def _note_failure(self, error: VisagedError, store: str = "samples") -> None:
-        """Count that a store failed; the first time since it worked is worth a sentence."""
-        self._metrics.store_failures.labels(store).inc()
-        if store not in self._failing:
-            log.error("the %s cannot be written until this is mended: %s", store, error)
-        self._failing.add(store)
 
     def _expire(self) -> None:
         """Let the writer delete what is too old, records as well, unless it has better things to do."""

@@ -31,6 +31,7 @@ from .notify import Notifier
 from .promotion import Promoter
 from .publisher import Publisher
 from .scanner import Scanner
+from .store_failures import StoreFailures
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +96,7 @@ class Inference:
         self._open = set(names)
         self._told: dict[str, dict[str, int]] = {}
         self._housekeeping_due_s = 0.0
-        self._is_gallery_failing = False
+        self._failures = StoreFailures(metrics)
         self._n_missed, self._missed_s = 0, -QUIET_S
         for name, ledger in self._intake.ledgers.items():
             metrics.watch_ledger(name, ledger.infer_counts)
@@ -259,13 +260,9 @@ class Inference:
         try:
             is_changed = self._stages.identifier.refresh()
         except StoreError as error:
-            self._metrics.store_failures.labels("gallery").inc()
-            if not self._is_gallery_failing:
-                log.error("people are recognised from memory alone until this is mended: %s", error)
-            self._is_gallery_failing = True
+            self._failures.note("gallery", error, "people are recognised from memory alone")
             return False
-        if is_changed and self._is_gallery_failing:
-            self._is_gallery_failing = False
+        if is_changed and self._failures.ends("gallery"):
             log.info("the gallery can be read again")
         return is_changed
 
