@@ -87,8 +87,8 @@ class Watch:
     def for_cycle(self) -> None:
         """Take results until every face was there once more."""
         self.last.clear()
-        seconds, end = self.site.n_frames / 30, time.monotonic() + self.site.n_frames / 30
-        self.until(lambda: time.monotonic() >= end, 2 * seconds)
+        end = time.monotonic() + self.site.seconds
+        self.until(lambda: time.monotonic() >= end, 2 * self.site.seconds)
 
     def p99_ms(self, since_s: float, until_s: float) -> float:
         """Return the 99th percentile of the ages of what was published between two times."""
@@ -194,7 +194,7 @@ class _Loop:
         begun_s = time.monotonic()
         self._watch.until(lambda: time.monotonic() > begun_s + WARM_UP_S)
         quiet_s = time.monotonic()
-        self._say("how it is before")
+        self._console.print("how it is before")
         self._watch.for_cycle()
         before, old = self._watch.accuracy(), self._watch.release
         flagged_s = self._flag()
@@ -204,11 +204,12 @@ class _Loop:
         self._gate(report)
         gated_s = time.monotonic()
         live_s = self._promoted(report)
-        self._say("how it is after")
+        self._console.print("how it is after")
         self._watch.for_cycle()
+        after = self._watch.accuracy()
         self.figures |= {
-            "site": {"before": before, "after": self._watch.accuracy()},
-            "gain": round(self._watch.accuracy()["all"] - before["all"], 4),
+            "site": {"before": before, "after": after},
+            "gain": round(after["all"] - before["all"], 4),
             "base": [
                 {"metric": e.metric, "before": e.before.value, "after": e.after.value, "faces": e.n_faces}
                 for e in report.evidence
@@ -231,7 +232,7 @@ class _Loop:
 
     def _flag(self) -> float:
         """Flag faces that the daemon has wrong, some of them wrongly; return when the last was accepted."""
-        self._say(f"flagging {N_FLAGS} faces, {N_FLAGS // WRONG_EVERY} of them wrongly")
+        self._console.print(f"flagging {N_FLAGS} faces, {N_FLAGS // WRONG_EVERY} of them wrongly")
         done: set[int] = set()
         refused: dict[int, str] = {}
 
@@ -255,12 +256,12 @@ class _Loop:
             return False
 
         self._watch.last.clear()
-        self._watch.until(flag_some, 3 * self._watch.site.n_frames / 30)
+        self._watch.until(flag_some, 3 * self._watch.site.seconds)
         self.figures["refused_flags"] = refused
         return time.monotonic()
 
     def _learned(self) -> Report:
-        self._say("learning, beside the live video")
+        self._console.print("learning, beside the live video")
         found: list[Report] = []
 
         def is_there() -> bool:
@@ -273,7 +274,7 @@ class _Loop:
         return found[-1]
 
     def _gate(self, report: Report) -> None:
-        self._say("gates")
+        self._console.print("gates")
         line = _line(self._daemon, "release", "gates", report.release, str(self._ferplus))
         with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as asking:
             self._watch.until(lambda: asking.poll() is not None)
@@ -284,7 +285,7 @@ class _Loop:
 
     def _promoted(self, report: Report) -> float:
         """Promote through shadow and canary; return when the release answers for all."""
-        self._say("shadow, canary")
+        self._console.print("shadow, canary")
         self._control.request(Promote(release=report.release), timeout_s=PATIENCE_S)
         journal = PromotionJournal(self._state)
         self._watch.until(lambda: journal.read().state_of(report.release) in ("probation", "rolled back"))
@@ -295,7 +296,7 @@ class _Loop:
 
     def _swap(self, new: str, old: str) -> None:
         """Exchange the two releases again and again under load."""
-        self._say(f"{N_SWAPS} swaps under load")
+        self._console.print(f"{N_SWAPS} swaps under load")
         spans: list[tuple[float, float]] = []
         memory: list[int] = []
         for turn in range(N_SWAPS):
@@ -324,9 +325,6 @@ class _Loop:
             "seconds_each": round(float(np.median([end - begun for begun, end in spans])) - AFTER_SWAP_S, 2),
             "running": self._control.request(Status(), timeout_s=60)["release"]["running"],
         }
-
-    def _say(self, what: str) -> None:
-        self._console.print(what)
 
 
 def _line(daemon: TemporaryDaemon, *words: str) -> list[str]:

@@ -19,13 +19,15 @@ from ..pipelines.errors import SourceError
 from ..pipelines.learning.ferplus import Aligner, Faces, load_faces, tuning_part
 from ..pipelines.model_store import ModelStore
 from ..pipelines.registry import FERPLUS_CLASSES
+from .demo_material import VIEW_HEIGHT, VIEW_WIDTH, open_writer
 
 U8 = npt.NDArray[np.uint8]
 I64 = npt.NDArray[np.int64]
 
 FPS = 30
 SHOWN, GAP = 45, 40  # frames: a face is there, then nobody until its track is lost: the next is another
-ACROSS, DOWN, CELL_W, CELL_H = 4, 2, 320, 360
+ACROSS, DOWN = 4, 2
+CELL_W, CELL_H = VIEW_WIDTH // ACROSS, VIEW_HEIGHT // DOWN  # px
 CELLS = ACROSS * DOWN
 SHAKE_PX = 2
 GAINS, VEIL, BLUR_PX, NOISE = (0.20, 0.28, 0.40), (40, 55, 90), 3.0, 1.5
@@ -50,6 +52,11 @@ class Site:
     def n_frames(self) -> int:
         """Frames until the video begins again."""
         return -(-len(self.truths) // CELLS) * (SHOWN + GAP)
+
+    @property
+    def seconds(self) -> float:
+        """How long one showing of the video takes."""
+        return self.n_frames / FPS
 
     def face_at(self, frame_seq: int, box: tuple[float, float, float, float]) -> tuple[int, int] | None:
         """Return which face a box of a frame shows, and since how many frames; None: nobody."""
@@ -131,10 +138,7 @@ def _cell(face: U8, random: np.random.Generator) -> U8:
 
 
 def _write(site: Site, views: list[U8]) -> None:
-    size = ACROSS * CELL_W, DOWN * CELL_H
-    writer = cv2.VideoWriter(str(site.video), cv2.VideoWriter.fourcc(*"mp4v"), FPS, size)
-    if not writer.isOpened():
-        raise SourceError(f"{site.video} cannot be written as a video; choose another folder")
+    writer = open_writer(site.video, FPS)
     for frame in _frames(views):
         writer.write(frame[..., ::-1])
     writer.release()

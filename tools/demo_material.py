@@ -116,7 +116,7 @@ def write_scene(material: DemoMaterial, path: Path, *, seconds: float, fps: floa
         SourceError: the video cannot be written there.
     """
     still, n_frames = compose_scene(material), round(seconds * fps)
-    writer = _open_writer(path, fps)
+    writer = open_writer(path, fps)
     for view in moving_view(still, n_frames, fps):
         writer.write(view[..., ::-1])
     writer.release()
@@ -132,7 +132,7 @@ def write_visits(material: DemoMaterial, path: Path, fps: float = 30) -> None:
     """
     still, nobody = compose_scene(material), np.full((VIEW_HEIGHT, VIEW_WIDTH, 3), 96, np.uint8)
     absence = [nobody] * round(ABSENCE_S * fps)
-    writer = _open_writer(path, fps)
+    writer = open_writer(path, fps)
     seven = moving_view(still, round(SCENE_S * fps), fps)
     for view in itertools.chain(seven, absence, _clip_views(material.clip), absence):
         writer.write(view[..., ::-1])
@@ -173,7 +173,12 @@ def _clip_views(path: Path) -> Iterator[U8]:
     capture.release()
 
 
-def _open_writer(path: Path, fps: float) -> cv2.VideoWriter:
+def open_writer(path: Path, fps: float) -> cv2.VideoWriter:
+    """Return what writes a 720p video.
+
+    Raises:
+        SourceError: it cannot be written there.
+    """
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), fps, (VIEW_WIDTH, VIEW_HEIGHT))
     if not writer.isOpened():
         raise SourceError(f"{path} cannot be written as a video; choose another folder")
