@@ -93,7 +93,12 @@ def runtime() -> Iterator[Path]:
 
 @pytest.fixture
 def free_port() -> int:
-    """A TCP port that nobody uses, nor the 20 after it: below those that the kernel gives to others."""
+    """A TCP port that nobody uses, nor the 20 after it."""
+    return find_free_port()
+
+
+def find_free_port() -> int:
+    """Return a TCP port that nobody uses, nor the 20 after it; the kernel gives none of these away."""
     for port in np.random.default_rng().integers(20_000, 32_000, 50).tolist():
         with contextlib.ExitStack() as probes, contextlib.suppress(OSError):
             for offset in range(21):

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy.typing as npt
 import pytest
 
 from tests.chaos.stage import Stage
+from tests.conftest import find_free_port
 
 SET_CLOCK = Path(__file__).with_name("set_clock.c")
 U8 = npt.NDArray[np.uint8]
@@ -63,7 +63,7 @@ def stage(cache: Path, face: str, clock: Path | None, shm: Path) -> Iterator[Sta
         "paths": {"shm": str(shm)},
     }
     with (
-        Stage(cache, {"a": face, "b": face}, free_port(), tables) as made,
+        Stage(cache, {"a": face, "b": face}, find_free_port(), tables) as made,
         pytest.MonkeyPatch.context() as patch,
     ):
         if clock is not None:
@@ -75,13 +75,3 @@ def stage(cache: Path, face: str, clock: Path | None, shm: Path) -> Iterator[Sta
         made.watch()
         yield made
         made.finish()
-
-
-def free_port() -> int:
-    """Return a TCP port that nobody uses, with 20 free-looking ones after it."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-        if port < 65000:
-            return port

@@ -16,10 +16,9 @@ from visaged.pipelines.releases.promotion import Event, PromotionJournal
 from visaged.pipelines.releases.release import Release
 from visaged.pipelines.releases.release_store import About, ReleaseStore, member_of
 
-from tests.chaos.conftest import free_port
-from tests.chaos.rtsp import RtspServer
 from tests.chaos.stage import Metric, Stage
-from tests.conftest import skip_or_fail
+from tests.conftest import find_free_port
+from tests.rtsp_server import RtspServer
 
 ACTIVE: tuple[Event, ...] = ("waive", "promote", "commit")
 SILENT_AFTER_S = 3.0
@@ -28,10 +27,7 @@ BACK_S = 10.0
 
 @pytest.fixture(scope="module")
 def server(photo: Path) -> Iterator[RtspServer]:
-    try:
-        made = RtspServer(photo)
-    except OSError as error:
-        skip_or_fail("rtsp", f"NOT TESTED: RTSP ({error}; install python3-gi, gir1.2-gst-rtsp-server-1.0)")
+    made = RtspServer(showing(photo, 512))
     yield made
     made.stop()
 
@@ -48,8 +44,8 @@ def damaged(cache: Path, tmp_path_factory: pytest.TempPathFactory, server: RtspS
     truncate(plan.path)
     with Stage(
         own,
-        {"a": f"rtsp://127.0.0.1:{server.port}/live"},
-        free_port(),
+        {"a": server.url},
+        find_free_port(),
         {"engine": {"backend": "onnxruntime", "precision": "int8"}, "ensemble": {"members": ["face-resnet"]}},
         silent_after_s=SILENT_AFTER_S,
     ) as stage:
@@ -58,6 +54,14 @@ def damaged(cache: Path, tmp_path_factory: pytest.TempPathFactory, server: RtspS
         stage.watch()
         yield stage
         stage.finish()
+
+
+def showing(photo: Path, side: int) -> str:
+    """Return GStreamer elements that show a PNG in `side` x `side` px, ten times a second."""
+    return (
+        f"filesrc location={photo} ! pngdec ! imagefreeze is-live=true ! videoconvert ! videoscale "
+        f"! video/x-raw,format=I420,width={side},height={side},framerate=10/1"
+    )
 
 
 def truncate(path: Path) -> None:
@@ -108,7 +112,7 @@ def test_an_rtsp_server_that_restarts_with_another_size(
         server.stop()
         damaged.wait(fault.is_counted, 10, "the loss to be noticed")
         fault.is_over()
-        again = RtspServer(photo, "400x400", server.port)
+        again = RtspServer(showing(photo, 400), server.port)
     server.process = again.process
     newest = damaged.viewer.seen["a"].newest
     assert newest is not None and newest.width == 400
