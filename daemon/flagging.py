@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from ..pipelines.answer import Answer
+from ..pipelines.answer import Analysis, Answer
 from ..pipelines.assembly import Stages
 from ..pipelines.errors import GalleryError, SampleError, VisagedError
 from ..pipelines.loop.flag_policy import REMEMBERED, FlagPolicy
@@ -22,7 +22,7 @@ from ..pipelines.loop.said import label_of, teach
 from ..pipelines.loop.sample import Sample, Source
 from ..pipelines.loop.sample_store import SampleStore
 from ..pipelines.loop.sighting import Sighting, cut_sample_chip
-from ..pipelines.message import Face, FaceFrame
+from ..pipelines.message import FaceFrame
 from ..pipelines.privacy.retention import expire_records
 from .camera import CameraConfig
 from .config import Config
@@ -76,7 +76,7 @@ class Flagging:
         self._settle_automatic()
 
     def see(self, answer: Answer, result: FaceFrame) -> None:
-        """Remember the faces that were analysed in this frame; keep those the policy picks.
+        """Remember the faces that were analysed in this frame; keep those the policy picks of the published.
 
         Args:
             answer: of the frame.
@@ -86,12 +86,15 @@ class Flagging:
         policy = self._policy if camera.identity and camera.emotion else None
         if not self._is_remembering and policy is None:
             return
-        for face in result.faces:
-            if face.track not in answer.analyses:
-                continue
-            sighting = self._sighting(camera, answer, result, face)
+        for renamed in answer.renamings:
+            self._recent.rename(camera.name, renamed, result.frame_seq)
+        published = {face.track for face in result.faces}
+        for track, analysis in answer.analyses.items():
+            sighting = self._sighting(camera, answer, result, track, analysis)
             self._recent.add(sighting)
-            if policy is not None and (source := policy.judge(sighting)) is not None:
+            if policy is None or track not in published:
+                continue
+            if (source := policy.judge(sighting)) is not None:
                 self._keep(sighting, source)
         self._settle_automatic()
 
@@ -164,25 +167,26 @@ class Flagging:
             self._expire_due_s = time.monotonic() + EXPIRE_EVERY_S
             self._expire()
 
-    def _sighting(self, camera: CameraConfig, answer: Answer, result: FaceFrame, face: Face) -> Sighting:
-        analysis = answer.analyses[face.track]
+    def _sighting(
+        self, camera: CameraConfig, answer: Answer, result: FaceFrame, track: int, analysis: Analysis
+    ) -> Sighting:
         chip, landmarks = cut_sample_chip(answer.frame.rgb, analysis.landmarks)
         return Sighting(
             camera=camera.name,
-            track=face.track,
+            track=track,
             seq=analysis.seq,
             captured_ns=result.captured_ns,
             captured_at=result.captured_at,
             chip=chip,
             landmarks=landmarks,
-            face_px=face.box[2] - face.box[0],
+            face_px=analysis.face_px,
             quality=analysis.quality,
             embedding=analysis.embedding if camera.identity else None,
             space=result.embedding_space,
             probabilities=analysis.probabilities if camera.emotion else None,
             members=analysis.members if camera.emotion else {},
-            disagreement=face.emotion.disagreement,
-            identity=face.identity,
+            disagreement=min(max(analysis.disagreement, 0.0), 1.0) if camera.emotion else 0.0,
+            identity=analysis.identity,
             release=analysis.release,
         )
 

@@ -1,5 +1,6 @@
 """What the hot path says about a frame, and what of it is published."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ F32 = npt.NDArray[np.float32]
 class Analysis:
     """What the ensemble said about a track in frame `seq`, of the face at `landmarks` `(5, 2)` px.
 
+    `face_px` is the width of its box.
     `release` is the name in messages of the one that said it. `probabilities` `(K,)` are fused and smoothed
     over the track; `members` holds what each said here, `(K,)` by its name.
     """
@@ -22,6 +24,7 @@ class Analysis:
     seq: int
     release: str
     landmarks: F32
+    face_px: float
     embedding: F32
     probabilities: F32
     members: dict[str, F32]
@@ -34,7 +37,9 @@ class Analysis:
 class Answer:
     """Everything known about one frame; `embeddings` is `(n, D)`, rows as the faces say.
 
-    `analyses` are those made in this very frame, by track.
+    `analyses` are those made in this very frame, by track: also of faces that are not sure enough to be
+    published yet, for the next frames may publish what was said of them here. `renamings` are the tracks that
+    got another id in this frame, one renaming after the other.
     """
 
     frame: Frame
@@ -42,6 +47,7 @@ class Answer:
     embeddings: F32
     stages_ms: dict[str, float]
     analyses: dict[int, Analysis]
+    renamings: Sequence[Mapping[int, int]] = ()
 
 
 def face_of(track: Track, analysis: Analysis, row: int, release: str, feel: bool) -> Face:

@@ -14,6 +14,7 @@ stage took.
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,7 @@ from .tracker import Tracker, TrackerConfig
 
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +60,14 @@ class View:
 
 @dataclass(slots=True)
 class Work:
-    """One frame on its way through the pipeline."""
+    """One frame on its way through the pipeline; `fresh` and `renamings` are as in its `Answer`."""
 
     frame: Frame
     view: View
     due: list[Track]
     stages_ms: dict[str, float]
+    fresh: dict[int, Analysis] = field(default_factory=dict)
+    renamings: list[dict[int, int]] = field(default_factory=list)
 
 
 class InferencePipeline:
@@ -315,10 +319,11 @@ class InferencePipeline:
             fused = said.probabilities[i]
             if earlier is not None and earlier.release == release:  # no answer mixes two releases
                 fused = keep * earlier.probabilities + (1 - keep) * fused
-            view.analyses[track] = Analysis(
+            work.fresh[track] = view.analyses[track] = Analysis(
                 seq=work.frame.seq,
                 release=release,
                 landmarks=work.due[i].landmarks,
+                face_px=float(work.due[i].box[2] - work.due[i].box[0]),
                 embedding=embeddings[i],
                 probabilities=fused,
                 members=dict(zip(said.names, said.members[:, i], strict=True)),
@@ -331,10 +336,12 @@ class InferencePipeline:
         """Follow the tracker, which recognised that new tracks are old ones (or that two were swapped)."""
         view = work.view
         self.identifier.rename(work.frame.camera, renamed)
-        moved = {renamed[t]: a for t, a in view.analyses.items() if t in renamed}
-        view.analyses = {t: a for t, a in view.analyses.items() if t not in renamed} | moved
-        looked = {renamed[t]: s for t, s in view.looked.items() if t in renamed}
-        view.looked = {t: s for t, s in view.looked.items() if t not in renamed} | looked
+        view.analyses = _renamed(view.analyses, renamed)
+        view.looked = _renamed(view.looked, renamed)
+        fresh = _renamed(work.fresh, renamed)
+        work.fresh.clear()
+        work.fresh.update(fresh)  # in place: the other release's part of this frame shares it
+        work.renamings.append(renamed)
 
     def _answer(self, work: Work) -> Answer:
         view = work.view
@@ -347,9 +354,8 @@ class InferencePipeline:
             )
             for row, track in enumerate(published)
         ]
-        fresh = {t.id: a for t in published if (a := view.analyses[t.id]).seq == work.frame.seq}
         self._forget_lost(work)
-        return Answer(work.frame, faces, embeddings, work.stages_ms, fresh)
+        return Answer(work.frame, faces, embeddings, work.stages_ms, work.fresh, work.renamings)
 
     def _forget_lost(self, work: Work) -> None:
         """Drop what is remembered of tracks that can no longer come back."""
@@ -357,3 +363,9 @@ class InferencePipeline:
         for track in [t for t in view.analyses if not view.tracker.remembers(t)]:
             del view.analyses[track]
             self.identifier.forget_track(work.frame.camera, track)
+
+
+def _renamed(by_track: dict[int, T], renamed: dict[int, int]) -> dict[int, T]:
+    """Return `by_track` under the new ids; who gives an id up to another loses what was under it."""
+    moved = {renamed[t]: value for t, value in by_track.items() if t in renamed}
+    return {t: value for t, value in by_track.items() if t not in renamed} | moved

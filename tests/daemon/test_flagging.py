@@ -70,24 +70,27 @@ class Bench:
             self.config, cast(Stages, FakeStages(self.gallery, identifier)), self.metrics
         )
 
-    def see(self, seq: int, camera: str = "door", identity: Identity = ADA) -> None:
+    def see(
+        self, seq: int, camera: str = "door", identity: Identity = ADA, *, is_published: bool = True
+    ) -> None:
         """Answer one frame with one face, track 3."""
         shares = np.zeros(len(EMOTIONS), np.float32)
         shares[1] = 1
         analysis = Analysis(
-            seq=seq, landmarks=LANDMARKS, embedding=EMBEDDING, probabilities=shares,
+            seq=seq, landmarks=LANDMARKS, face_px=180, embedding=EMBEDDING, probabilities=shares,
             members={"one": shares, "two": shares}, release="abc",
             disagreement=0.0, quality=0.9, identity=identity,
         )  # fmt: skip
         frame = Frame(camera, seq, time.monotonic_ns(), np.full((480, 640, 3), seq % 256, np.uint8))
         face = Face(track=3, box=(150, 100, 330, 310), identity=identity, emotion=Emotion(label="happiness"))
+        faces = [face] if is_published else []
         result = FaceFrame(
             camera=camera, run="r", seq=seq, frame_seq=seq, captured_ns=frame.captured_ns,
             captured_at=1_700_000_000.0 + seq, published_ns=0, width=640, height=480, release="abc",
-            embedding_space=SPACE, embedding_dim=128, faces=[face],
+            embedding_space=SPACE, embedding_dim=128, faces=faces,
         )  # fmt: skip
         embeddings = np.zeros((0, 128), np.float32)
-        self.flagging.see(Answer(frame, [face], embeddings, {}, {3: analysis}), result)
+        self.flagging.see(Answer(frame, faces, embeddings, {}, {3: analysis}), result)
 
     def flag(self, camera: str = "door", track: int = 3, **said: Any) -> Sample:
         """Flag, and wait for the answer."""
@@ -134,6 +137,16 @@ def test_a_sample_of_a_camera_without_identity_has_no_embedding_and_no_opinion(
         face = store.face(sample.id)
     assert face.embedding is None and face.probabilities is None and face.members == {}
     assert bench.templates() == {}
+
+
+def test_what_was_said_before_a_face_was_published_can_be_flagged_and_is_not_kept_by_itself(
+    make: Callable[..., Bench],
+) -> None:
+    bench = make(ALWAYS)
+    bench.see(7, is_published=False)
+
+    assert bench.flag(seq=8, emotion="anger").seq == 7
+    assert [sample.source for sample in bench.stored()] == [Source.USER]
 
 
 def test_nothing_is_stored_of_a_face_that_nobody_flags(make: Callable[..., Bench]) -> None:

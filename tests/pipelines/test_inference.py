@@ -16,6 +16,7 @@ from visaged.pipelines.ensemble import Ensemble, build_ensemble
 from visaged.pipelines.errors import GalleryError, ModelError
 from visaged.pipelines.frame import Frame
 from visaged.pipelines.inference import InferencePipeline, Scan
+from visaged.pipelines.tracker import TrackerConfig
 
 U8 = npt.NDArray[np.uint8]
 STEP_NS = 33_000_000
@@ -86,6 +87,24 @@ def test_a_face_is_analysed_at_once_and_then_in_turn(pipeline: InferencePipeline
     analysed = sorted({face.analysed_seq for answer in answers for face in answer.faces})
     assert analysed[0] == 1
     assert 2 <= len(analysed) <= 8
+
+
+def test_a_face_that_is_not_sure_yet_is_told_of_before_it_is_published(
+    tmp_path: Path, cache: Path, astronaut: U8
+) -> None:
+    unsure = StageConfigs(tracker=TrackerConfig(sure_score=4.0))  # one look is not enough
+    with assemble(unsure, state=tmp_path, cache=cache) as stages:
+        pipeline = stages.pipeline()
+        pipeline.add_camera("door")
+        answers = follow(pipeline, astronaut, 12)
+
+    told: set[tuple[int, int]] = set()
+    published: list[tuple[int, int]] = []
+    for answer in answers:
+        told |= {(track, analysis.seq) for track, analysis in answer.analyses.items()}
+        published += [(face.track, face.analysed_seq) for face in answer.faces]
+    assert not answers[0].faces and answers[0].analyses, "the face was sure at once"
+    assert published and set(published) <= told
 
 
 def test_an_enrolled_person_is_named_and_a_stranger_numbered(stages: Stages, astronaut: U8) -> None:

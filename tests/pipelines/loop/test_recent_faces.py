@@ -26,6 +26,31 @@ def test_a_result_is_found_by_its_frame_or_by_that_of_its_analysis(make_sighting
     assert recent.find("door", 4, 29, 0).seq == 21
 
 
+def test_two_tracks_that_swapped_their_ids_are_found_by_the_ids_of_each_result(
+    make_sighting: MakeSighting,
+) -> None:
+    recent = RecentFaces(SamplesConfig())
+    recent.add(make_sighting(10))
+    recent.add(make_sighting(11, track=4))
+    recent.rename("door", {3: 4, 4: 3}, 20)
+
+    assert [recent.find("door", 3, seq, 0).seq for seq in (10, 19, 20, None)] == [10, 10, 11, 11]
+    assert [recent.find("door", 4, seq, 0).seq for seq in (11, 19, 20, None)] == [11, 11, 10, 10]
+
+
+def test_a_track_that_got_its_id_late_is_found_from_there_and_by_its_analysis(
+    make_sighting: MakeSighting,
+) -> None:
+    recent = RecentFaces(SamplesConfig())
+    recent.add(make_sighting(10))
+    recent.rename("door", {3: 9}, 20)
+
+    found = [recent.find("door", 9, seq, 0) for seq in (10, 20)]
+    assert [(sighting.track, sighting.seq) for sighting in found] == [(9, 10)] * 2
+    with pytest.raises(SampleError, match="at frame 19 is gone from memory, which begins at frame 20"):
+        recent.find("door", 9, 19, 0)
+
+
 def test_each_camera_keeps_so_many(make_sighting: MakeSighting) -> None:
     recent = RecentFaces(SamplesConfig(recent_faces=2))
     recent.add(make_sighting(1, camera="yard"))
