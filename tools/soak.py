@@ -60,9 +60,11 @@ def soak(
     leave, the status is asked for. Sampled are memory (PSS), open files and threads of every process,
     latency, and the ledger.
 
-    Growth is a Theil-Sen slope over all samples after the warm-up: by then the faces that can be flagged,
-    those of two minutes, have filled their memory. A growth of less than 4 MB, or of one file, within the run
-    is never held against it. Exit code 1 when a limit is broken, with a sentence for each.
+    Growth is a Theil-Sen slope after the warm-up: by then the faces that can be flagged, those of two
+    minutes, have filled their memory. Of memory the least of each minute counts, for infer gives it back so
+    often. A growth that may be chance, or of less than 4 MB or of one file in the whole run, breaks no limit:
+    the interval says how much a short run leaves open. Exit code 1 when a limit is broken, with a sentence
+    for each.
 
     Examples:
       visaged soak --minutes 30 --swaps

@@ -9,6 +9,8 @@ from msgspec import Struct
 from scipy.stats import theilslopes
 
 MIN_SAMPLES = 6  # two in each third
+TIDE_S = 60.0
+"""Infer gives freed memory back so often; between, its heap rises by a quarter. What stays is the ebb."""
 NOISE_MB, NOISE_COUNT = 4.0, 1.5
 """Growth within the run that is no leak, however steep: what an allocator rounds, a file open just now."""
 
@@ -68,7 +70,8 @@ class Limits:
 class Slope(Struct, frozen=True):
     """How fast something grows, per hour: the Theil-Sen estimate and its 95 % interval.
 
-    Neighbouring samples resemble each other, which the interval does not know: it is too narrow.
+    Neighbouring samples resemble each other, which the interval does not know: it is too narrow, but for
+    memory, of which there is one value a minute.
     """
 
     per_h: float
@@ -111,8 +114,8 @@ def judge(samples: Sequence[Sample], warm_up_s: float, limits: Limits) -> Verdic
     captured = kept[-1].captured - kept[0].captured
     verdict = Verdict(
         measured_s=at_s[-1] - at_s[0],
-        memory=slope(at_s, [sample.memory_mb for sample in kept]),
-        memory_of={name: slope(at_s, [sample.pss_mb[name] for sample in kept]) for name in names},
+        memory=slope(*ebbs(at_s, [sample.memory_mb for sample in kept])),
+        memory_of={name: slope(*ebbs(at_s, [sample.pss_mb[name] for sample in kept])) for name in names},
         fds=slope(at_s, [sample.n_fds for sample in kept]),
         threads=slope(at_s, [sample.n_threads for sample in kept]),
         p50_drift=drift([sample.p50_ms for sample in kept if sample.results]),
@@ -122,6 +125,18 @@ def judge(samples: Sequence[Sample], warm_up_s: float, limits: Limits) -> Verdic
     )
     broken = [*_growing(verdict, limits), *_slower(verdict, limits), *_stopped(kept)]
     return msgspec.structs.replace(verdict, broken=tuple(broken))
+
+
+def ebbs(at_s: Sequence[float], values: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Return the least value of each whole minute, and when it was; all of a run that is too short for it."""
+    minutes = [int((at - at_s[0]) / TIDE_S) for at in at_s]
+    lowest: dict[int, tuple[float, float]] = {}
+    for minute, at, value in zip(minutes, at_s, values, strict=True):
+        if minute < minutes[-1] and (minute not in lowest or value < lowest[minute][1]):
+            lowest[minute] = at, value
+    if len(lowest) < MIN_SAMPLES:
+        return list(at_s), list(values)
+    return [at for at, _ in lowest.values()], [value for _, value in lowest.values()]
 
 
 def slope(at_s: Sequence[float], values: Sequence[float]) -> Slope:
@@ -146,7 +161,7 @@ def _growing(verdict: Verdict, limits: Limits) -> Iterator[str]:
         ("open files", verdict.fds, limits.fds_per_h, "files", NOISE_COUNT),
         ("threads", verdict.threads, limits.fds_per_h, "threads", NOISE_COUNT),
     ):
-        if grows.per_h > limit and grows.grown(verdict.measured_s) > noise:
+        if grows.low > 0 and grows.per_h > limit and grows.grown(verdict.measured_s) > noise:
             yield f"{name} grow by {grows.per_h:.1f} {unit} an hour, allowed are {limit:g}"
 
 

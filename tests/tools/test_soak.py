@@ -1,5 +1,6 @@
 """What a long run says: made-up runs that leak, slow down, lose frames or stop, and one that is well."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,35 @@ def test_peaks_of_a_tenth_of_the_samples_do_not_bend_the_slope() -> None:
         return {"infer": 700.0 if at_s > 1500 and at_s % 20 == 0 else 400.0}
 
     assert verdict_of(run_of(30, pss_mb=peaks)).memory.per_h == 0
+
+
+def test_a_heap_that_rises_and_is_given_back_every_minute_is_judged_by_its_ebbs() -> None:
+    """A quarter of a run of half an hour, with a tide that beats with the samples, is not a slope."""
+
+    def tide(leak_mb_per_h: float) -> Callable[[float], dict[str, float]]:
+        def memory(at_s: float) -> dict[str, float]:
+            flood = 90 * ((at_s % 60.7) / 60.7) ** 0.5 + 40 * np.sin(at_s / 500)
+            return {"infer": 300 + flood + leak_mb_per_h * at_s / 3600, "capture@bench": 75.0}
+
+        return memory
+
+    sound, leaking = (verdict_of(run_of(240, pss_mb=tide(leak))) for leak in (0.0, 30.0))
+
+    assert sound.broken == ()
+    assert [sentence.split(" by ")[0] for sentence in leaking.broken] == ["memory grow"]
+    assert leaking.memory.low < 30 < leaking.memory.high
+
+
+def test_growth_that_chance_may_have_made_breaks_no_limit() -> None:
+    noise = np.random.default_rng(1).normal(0, 30, 40 * MINUTE)
+
+    def restless(at_s: float) -> dict[str, float]:
+        return {"infer": 400 + float(noise[int(at_s / 5) - 1]) + 30 * at_s / 3600, "capture@bench": 75.0}
+
+    verdict = verdict_of(run_of(30, pss_mb=restless))
+
+    assert verdict.memory.per_h > LIMITS.memory_mb_per_h and verdict.memory.low < 0
+    assert verdict.broken == ()
 
 
 def test_growth_that_is_steep_and_small_is_no_leak() -> None:
