@@ -30,7 +30,7 @@ TABLE = (
     Row("infer",   False,      1,    1,     "",         0),
     Row("capture", True,       10,   0,     "control",  0),  # no frames before somebody can look at them
     Row("learn",   False,      3,    0,     "control",  19, False),
-    Row("gateway", False,      2,    2,     "control",  5),  # other machines; never at the cost of frames
+    Row("gateway", False,      2,    2,     "control", 10),  # other machines; never at the cost of frames
 )  # fmt: skip
 
 

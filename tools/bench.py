@@ -243,6 +243,7 @@ def rows_of(figures: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         spread = f", rounds {min(flood['ratios'])} to {max(flood['ratios'])}" if flood["ratios"] else ""
         ratio = f"{flood['ratio']} x{spread}"
         yield "flood, p99 flooded / alone, median of rounds", ratio, f"{BUDGETS['flood_ratio']:g} x"
+        yield "flood, the gateway takes", f"{flood['gateway_cores']} cores", ""
         for act, n in flood["acts"].items():
             yield f"flood, {act.replace('_', ' ')}", str(n), ""
     if loop := figures.get(LOOP):

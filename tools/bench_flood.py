@@ -3,6 +3,7 @@
 import contextlib
 import socket
 import statistics
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from ..daemon.client import Subscriber
 from ..daemon.keys import Role, add_client, create_server, read_client
 from .bench_live import CAMERA, WARM_UP_S, collect, wait_for_results
 from .flood import Flood
+from .resources import process_usages
 from .tally import Tally, percentiles
 from .temporary_daemon import TemporaryDaemon
 
@@ -25,7 +27,7 @@ def bench_flood(
 
     Alone and flooded in turn, so that other work on the machine meets both alike, each round once through
     the video: in a part of it there would be other faces for the one than for the other. The flood comes from
-    this process and takes part of a core, which is another machine's in earnest.
+    this machine, at the lowest priority: what is measured is what it makes the daemon do.
 
     Raises:
         VisagedError: the daemon ended, or published nothing.
@@ -36,6 +38,7 @@ def bench_flood(
     alone: list[Tally] = []
     flooded: list[Tally] = []
     acts: dict[str, int] = {}
+    cores: list[float] = []
     quiet = contextlib.nullcontext()
     with TemporaryDaemon([camera], cache=cache, wheels=wheels, tables=tables) as daemon:
         keys, file = daemon.folder / "state" / "keys", daemon.folder / "rude.key"
@@ -49,23 +52,30 @@ def bench_flood(
                 for is_flooded in (False, True) if number % 2 == 0 else (True, False):
                     with Flood(results, control, read_client(file)) if is_flooded else quiet as flood:
                         collect(daemon, subscriber, SETTLE_S)
+                        begun_s, spent_s = time.monotonic(), _gateway_cpu_s(daemon)
                         tally = collect(daemon, subscriber, scene_s)[0]
+                        if is_flooded:
+                            cores.append((_gateway_cpu_s(daemon) - spent_s) / (time.monotonic() - begun_s))
                     (flooded if is_flooded else alone).append(tally)
                     if flood is not None:
                         acts = {name: acts.get(name, 0) + n for name, n in flood.counts().items()}
-    return report(alone, flooded, acts)
+    return report(alone, flooded, acts, statistics.mean(cores))
 
 
-def report(alone: Sequence[Tally], flooded: Sequence[Tally], acts: dict[str, int]) -> dict[str, Any]:
+def report(
+    alone: Sequence[Tally], flooded: Sequence[Tally], acts: dict[str, int], gateway_cores: float
+) -> dict[str, Any]:
     """Return the figures of all rounds; `ratios` are those of the 99th percentiles, round by round.
 
-    `ratio` is their median: of all frames together, a percentile is decided by the worst second of one round.
+    `gateway_cores` is how much of a core the gateway takes while it is flooded. `ratio` is the median of the
+    ratios: of all frames together, a percentile is decided by the worst second of one round.
     """
     figures = {name: _summary(tallies) for name, tallies in (("alone", alone), ("flooded", flooded))}
     pairs = [(_p99(before), _p99(under)) for before, under in zip(alone, flooded, strict=True)]
     ratios = [round(under / before, 3) for before, under in pairs if before]
     ratio = round(statistics.median(ratios), 3) if ratios else 0.0
-    return {**figures, "ratio": ratio, "ratios": ratios, "acts": acts}
+    cores = round(gateway_cores, 2)
+    return {**figures, "ratio": ratio, "ratios": ratios, "acts": acts, "gateway_cores": cores}
 
 
 def free_ports(n: int) -> list[int]:
@@ -75,6 +85,10 @@ def free_ports(n: int) -> list[int]:
     for probe in probes:
         probe.close()
     return ports
+
+
+def _gateway_cpu_s(daemon: TemporaryDaemon) -> float:
+    return process_usages(daemon.pid)["gateway"].cpu_s
 
 
 def _p99(tally: Tally) -> float:

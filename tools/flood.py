@@ -10,6 +10,7 @@ from typing import Self
 
 from ..daemon.curve import ClientKey
 from ..daemon.sockets import ControlSocket, ResultsSubscriber
+from ..daemon.step_back import NICENESS
 from ..pipelines.errors import VisagedError
 
 PAUSE_S = 0.001  # between two acts of each kind: what is measured is the daemon, not who takes its cores
@@ -20,7 +21,8 @@ GARBAGE_BYTES = 2000
 class Flood:
     """Asks without end, subscribes and never reads, sends garbage, and leaves handshakes half done.
 
-    Everything comes from threads of this process and stops at the end of the `with` statement.
+    Everything comes from threads of this process, which run only when nobody else wants a core: their work
+    is another machine's in earnest. It stops at the end of the `with` statement.
     """
 
     def __init__(self, results: str, control: str, key: ClientKey) -> None:
@@ -50,6 +52,7 @@ class Flood:
             raise self._failures[0]
 
     def _guard(self, act: Callable[[], None]) -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
         try:
             act()
         except (VisagedError, OSError) as error:

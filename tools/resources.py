@@ -42,8 +42,12 @@ def tree_usage(pid: int) -> TreeUsage:
 
 @dataclass(frozen=True, slots=True)
 class ProcessUsage:
-    """What one process of the daemon holds: its proportional share of memory, open files, threads."""
+    """What one process of the daemon holds: its proportional share of memory, open files, threads.
 
+    `cpu_s` is its user plus system time since it started.
+    """
+
+    cpu_s: float
     pss_bytes: int
     n_fds: int
     n_threads: int
@@ -60,8 +64,10 @@ def process_usages(pid: int) -> dict[str, ProcessUsage]:
         try:
             with process.oneshot():
                 name = _name_of(process.cmdline(), process.pid)
-                pss = int(process.memory_full_info().pss)
-                found[name] = ProcessUsage(pss, process.num_fds(), process.num_threads())
+                times, pss = process.cpu_times(), int(process.memory_full_info().pss)
+                found[name] = ProcessUsage(
+                    times.user + times.system, pss, process.num_fds(), process.num_threads()
+                )
         except psutil.Error:  # it ended between the listing and the question
             continue
     return found

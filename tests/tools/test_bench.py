@@ -150,7 +150,7 @@ def test_a_flood_is_compared_by_its_99th_percentile_round_by_round() -> None:
     """In the last round something else took the machine: it decides nothing."""
     alone, flooded = rounds_of(20, 20, 20), rounds_of(30, 32, 200)
 
-    figures = flood_report(alone, flooded, {"requests": 7})
+    figures = flood_report(alone, flooded, {"requests": 7}, 0.25)
 
     assert figures["ratio"] == 1.6
     assert figures["ratios"] == [1.5, 1.6, 10.0]
@@ -158,6 +158,7 @@ def test_a_flood_is_compared_by_its_99th_percentile_round_by_round() -> None:
     rows = {what: measured for what, measured, _ in rows_of({"machine": machine(), "flood": figures})}
     assert rows["flood, p99 flooded / alone, median of rounds"] == "1.6 x, rounds 1.5 to 10.0"
     assert rows["flood, requests"] == "7"
+    assert rows["flood, the gateway takes"] == "0.25 cores"
 
 
 def test_json_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
