@@ -30,7 +30,6 @@ from .control import Flag, Later
 from .metrics import InferMetrics
 from .sample_writer import SampleWriter
 from .store_failures import StoreFailures
-from .wall_clock import WallClock
 
 log = logging.getLogger(__name__)
 
@@ -59,11 +58,15 @@ class Flagging:
         self._cameras = {camera.name: camera for camera in config.camera}
         self._recent = RecentFaces(config.samples)
         self._is_remembering = config.samples.recent_faces > 0
-        self._writer = SampleWriter(lambda: SampleStore(config.paths.state, config.samples))
+        self._clock, self._is_clock_doubted = stages.clock, False
+        self._correction: Future[Sample | None] | None = None
+        self._clock.look()  # before anything is stored by it
+        self._writer = SampleWriter(
+            lambda: SampleStore(config.paths.state, config.samples, now=stages.clock.now)
+        )
         self._policy: FlagPolicy | None = None
         self._automatic: list[tuple[Source, Sighting, Future[Sample | None]]] = []
         self._failures = StoreFailures(metrics)
-        self._clock, self._is_clock_wrong = WallClock(config.paths.state), False
         self._expire_due_s = time.monotonic()
         if config.flags.automatic:
             space = stages.ensemble.embedding_space
@@ -152,6 +155,7 @@ class Flagging:
             "samples": {state.value: n for state, n in self._writer.counts.items()},
             "flaggable_s": {name: self._recent.reach_s(name, now_ns) for name in self._cameras},
             "automatic_flags": self._policy is not None,
+            "clock_step_s": self._clock.step_s(),
         }
 
     def keep_house(self, *, is_gallery_changed: bool) -> None:
@@ -163,7 +167,7 @@ class Flagging:
         for state, n in self._writer.counts.items():
             self._metrics.samples.labels(state.value).set(n)
         self._look_at_clock()
-        if time.monotonic() >= self._expire_due_s and not self._is_clock_wrong:
+        if time.monotonic() >= self._expire_due_s:
             self._expire_due_s = time.monotonic() + EXPIRE_EVERY_S
             self._expire()
 
@@ -222,18 +226,41 @@ class Flagging:
             self._policy.remember(sighting.embedding)
 
     def _look_at_clock(self) -> None:
-        step_s = self._clock.step_s()
+        """Notice that the clock jumps; where it turns out to be right, let the writer correct the samples."""
+        if self._correction is not None:
+            if not self._correction.done():
+                return
+            self._note_correction(self._correction)
+            self._correction = None
+        has_reason, step_s = self._clock.look(), self._clock.step_s()
         self._metrics.clock_step_seconds.set(step_s)
-        if self._clock.can_tell_ages == self._is_clock_wrong:
-            self._is_clock_wrong = not self._is_clock_wrong
-            if self._is_clock_wrong:
-                log.error(
-                    "the clock was set by %+.0f s since visaged was started: no sample is deleted for age "
-                    "until it is set back, or, where it is right now, until visaged is started again",
+        if has_reason:
+            with contextlib.suppress(SampleError):  # the next time will do
+                self._correction = self._writer.submit(self._correct, is_urgent=False)
+        elif bool(step_s) != self._is_clock_doubted:
+            self._is_clock_doubted = bool(step_s)
+            if self._is_clock_doubted:
+                log.warning(
+                    "the clock jumped by %+.0f s and is not believed: ages go on by the time that this "
+                    "machine is on, until the clock is set or synchronised, or you say that it is right: "
+                    "`visaged clock --believe`",
                     step_s,
                 )
             else:
-                log.info("the clock is as it was again, samples expire as before")
+                log.info("the clock is believed again")
+
+    def _correct(self, store: SampleStore) -> None:
+        """Date anew what was stored while the clock was wrong, then believe it. In the writer's thread."""
+        correction = self._clock.correction()
+        n_samples = store.redate(correction)
+        self._clock.accept(correction)
+        log.info("corrected the time by %+.0f s, and of %d samples", correction.step_s, n_samples)
+
+    def _note_correction(self, done: Future[Sample | None]) -> None:
+        try:
+            done.result()
+        except SampleError as error:
+            self._failures.note("samples", error, CANNOT_STORE)
 
     def _expire(self) -> None:
         """Let the writer delete what is too old, records as well, unless it has better things to do."""
@@ -241,7 +268,7 @@ class Flagging:
         def expire(store: SampleStore) -> None:
             if n_deleted := store.expire():
                 log.info("deleted %d samples that were too old", n_deleted)
-            expire_records(self._state, self._records)
+            expire_records(self._state, self._records, self._clock.now)
 
         with contextlib.suppress(SampleError):  # the next time will do
             self._writer.submit(expire, is_urgent=False)

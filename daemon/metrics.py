@@ -287,7 +287,7 @@ class InferMetrics(Metrics):
         )
         self.clock_step_seconds = prometheus.Gauge(
             "visaged_clock_step_seconds",
-            "By how much the wall clock was set since the daemon was started.",
+            "By how much the wall clock is ahead of the time that ages are counted by; 0: it is believed.",
             registry=registry,
         )
         self.results_missed = prometheus.Counter(

@@ -33,7 +33,6 @@ from .process_table import (
 )
 from .ring import remove_stale
 from .stall import STALLED_S, StallWatch
-from .wall_clock import wall_clock_path
 
 log = logging.getLogger(__name__)
 
@@ -279,11 +278,10 @@ def remove_leftovers(outline: Outline) -> None:
 
 
 def begin_books(outline: Outline) -> None:
-    """Remove the ledgers of an earlier run, how far its learning was, and its clock: this one begins at 1."""
+    """Remove the ledgers of an earlier run and how far its learning was: this one begins at 1."""
     for path in outline.paths.runtime.glob("ledger-*"):
         path.unlink(missing_ok=True)
     progress_path(outline.paths.runtime).unlink(missing_ok=True)
-    wall_clock_path(outline.paths.state).unlink(missing_ok=True)
 
 
 def close_books(outline: Outline) -> None:

@@ -25,6 +25,7 @@ from .identity.identity import Identifier, IdentityConfig
 from .inference import InferencePipeline
 from .mmod_detector import MmodDetector
 from .model_store import ModelStore, ModelsWith
+from .privacy.wall_clock import WallClock
 from .registry import tolerances
 from .releases.promotion import serving_release
 from .releases.release import FACTORY, LoadedRelease, factory_release
@@ -60,6 +61,7 @@ class Stages:
     cropper: AnyCropper
     serving: LoadedRelease
     gallery: Gallery
+    clock: WallClock
     identifier: Identifier
     loader: EngineLoader
     configs: StageConfigs
@@ -115,16 +117,17 @@ def assemble(
         ReleaseError: the release that is configured is missing or damaged.
         StoreError: the gallery cannot be opened.
     """
+    clock = WallClock(state)  # before a store is opened, which leaves files that look new
     configs, models, stored = choose_release(configs, state, ModelStore(cache, wheels))
     loader = EngineLoader(configs.engine, models, max_batch=configs.ensemble.max_batch)
     if may_wait:
         loader.build_missing(configs.networks)
     serving = load_release(configs.ensemble, loader, stored)
     detector = build_detector(configs.detector, models, lambda: _mmod(loader, cache))
-    gallery = Gallery(state)
+    gallery = Gallery(state, now=clock.now)
     identifier = Identifier(gallery, serving.ensemble.embedding_space, configs.identity)
     cropper = _cropper(loader, cache)
-    return Stages(detector, cropper, serving, gallery, identifier, loader, configs)
+    return Stages(detector, cropper, serving, gallery, clock, identifier, loader, configs)
 
 
 def load_release(config: EnsembleConfig, loader: EngineLoader, stored: StoredRelease | None) -> LoadedRelease:

@@ -56,6 +56,9 @@ COMMANDS = (
     ),
     Command("check-config", SET_UP, "check_config", "check_config", "Check the configuration file."),
     Command("doctor", SET_UP, "doctor", "doctor", "Look at all that the daemon needs, and say what to mend."),
+    Command(
+        "clock", SET_UP, "clock", "clock", "Show by what time things grow old; say that the clock is right."
+    ),
     Command("keys", SET_UP, "keys", "app", "Say which clients on other machines may connect."),
     Command("rekey", SET_UP, "rekey", "rekey", "Seal what is stored of people with a new key."),
     Command("models", SET_UP, "models", "app", "Import and list the networks."),

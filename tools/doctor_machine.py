@@ -14,12 +14,12 @@ from ..pipelines.engines.engine import EngineConfig
 from ..pipelines.engines.engine_loader import choose
 from ..pipelines.engines.hardware import version_of
 from ..pipelines.errors import VisagedError
+from ..pipelines.privacy.wall_clock import WallClock
 from .finding import Finding, fail, ok, refused, warn
 
 FULL_BYTES, LOW_BYTES = 200 << 20, 1 << 30  # networks, plans and a day of samples fit below the second
 USUAL_FRAME_BYTES = 1920 * 1080 * 3  # of a camera whose size nobody set
 DRIFT_S, WATCHED_S = 0.02, 0.2
-SLACK_S = 60.0  # a file may be this much younger than the clock: another machine may have written it
 IN_MEMORY = ("tmpfs", "ramfs")
 
 
@@ -77,13 +77,14 @@ def shared_memory(outline: Outline) -> Iterator[Finding]:
 def clock(
     state: Path, wall: Callable[[], float] = time.time, monotonic: Callable[[], float] = time.monotonic
 ) -> Iterator[Finding]:
-    """Look at whether the wall clock is behind what is on disk, and runs as fast as the monotonic one."""
-    mend = "set the clock: `timedatectl set-ntp true`"
-    files = [Path(__file__), *(path for path in state.glob("*") if path.is_file())]
-    newest = max(files, key=lambda path: path.stat().st_mtime)
-    behind_s = newest.stat().st_mtime - wall()
-    if behind_s > SLACK_S:
-        yield fail("clock", f"the clock is {behind_s:.0f} s behind the file {newest}", mend)
+    """Look at whether the wall clock is believed, and runs as fast as the monotonic one."""
+    if step_s := WallClock(state, wall).step_s():
+        what = (
+            f"the wall clock says {_utc(wall())}, {step_s:+.0f} s off, and is not believed: what is too old"
+        )
+        what += " goes late, by the time that this machine is on"
+        mend = "set the clock, `timedatectl set-ntp true`; where it is right, `visaged clock --believe`"
+        yield warn("clock", what, mend)
         return
     began, deadline = wall() - monotonic(), monotonic() + WATCHED_S
     while monotonic() < deadline:
@@ -93,7 +94,7 @@ def clock(
         what = f"the wall clock moved by {1e3 * drift_s:.0f} ms against the monotonic one in {WATCHED_S} s"
         yield warn("clock", what, "something sets it all the time: let only one service keep the time")
     else:
-        yield ok("clock", time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(wall())))
+        yield ok("clock", _utc(wall()))
 
 
 def backend(config: EngineConfig, devices: Path = Path("/dev")) -> Iterator[Finding]:
@@ -162,6 +163,10 @@ def filesystem_of(path: Path) -> str:
 def _ring_bytes(camera: CameraConfig) -> int:
     frame_bytes = camera.width * camera.height * 3 or USUAL_FRAME_BYTES
     return HEADER_BYTES + camera.ring_slots * frame_bytes
+
+
+def _utc(at: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at))
 
 
 def _nearest(path: Path) -> Path:

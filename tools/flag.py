@@ -1,6 +1,5 @@
 """`visaged flag`: say that what was published of a face is wrong, or right; it becomes a sample."""
 
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -100,7 +99,7 @@ def label_sample(id: str, said: Said, state: Path, *, needs_consent: bool = Fals
     with SampleStore(state) as store, Gallery(state) as gallery:
         before = store.sample(id)
         if needs_consent:
-            check_consent(gallery, said.person, "", time.time())
+            check_consent(gallery, said.person, "", gallery.now())
         sample = store.label(before.id, label_of(said, before.shown_emotion, before.identity, gallery))
         teach(gallery, sample, store.face(sample.id).embedding)
     return sample

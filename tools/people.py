@@ -88,7 +88,7 @@ def enroll(
         with _gallery(config, state) as gallery:
             check_note(consent)
             if requires_consent(config):
-                check_consent(gallery, name, consent, time.time())
+                check_consent(gallery, name, consent, gallery.now())
             gallery.name_stranger(stranger, name, consent=consent)
             note(gallery.folder, "enrol", person=gallery.number_of(name), detail="a stranger")
         console.print(f"{stranger} is {name} now; undo with  visaged unmerge {stranger}", markup=False)
@@ -113,7 +113,7 @@ def people(
       visaged people --no-strangers --json
     """
     with _gallery(config, state) as gallery:
-        everybody = [p for p in gallery.people() if strangers or not p.is_stranger]
+        now, everybody = gallery.now(), [p for p in gallery.people() if strangers or not p.is_stranger]
     if as_json:
         import msgspec
 
@@ -146,7 +146,7 @@ def people(
         )
     console.print(table)
     for person in everybody:
-        if person.consent and not has_consent(person.consent, time.time()):
+        if person.consent and not has_consent(person.consent, now):
             console.print(
                 f"[yellow]the consent of {_plain(person.name)} has expired; renew or forget[/]",
                 soft_wrap=True,

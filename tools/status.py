@@ -56,6 +56,10 @@ def lines_of(answer: dict[str, Any]) -> list[str]:
     lines += promotion_lines(answer.get("promotion", {}))
     if answer["upgrade"] not in ("none needed", "done"):
         lines.append(f"  plans: {answer['upgrade']}")
+    if step_s := answer.get("clock_step_s"):
+        lines.append(
+            f"  [yellow]the clock jumped by {step_s:+.0f} s and is not believed; see `visaged clock`[/yellow]"
+        )
     stored = ", ".join(f"{n} {state}" for state, n in answer["samples"].items())
     lines.append(f"samples: {stored}; automatic flags {'on' if answer['automatic_flags'] else 'off'}")
     return lines

@@ -1,6 +1,5 @@
 """Enrol people from photos: read, find the one face, check, store. One transaction per person."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +102,7 @@ class Enrolment:
         """
         check_note(consent)
         if self._config.require_consent:
-            check_consent(self._gallery, name, consent, time.time())
+            check_consent(self._gallery, name, consent, self._gallery.now())
         others = self._others(name)
         reports = [self._report(path, others, largest) for path in photos]
         good = [(report.path, report.face) for report in reports if report.face is not None]

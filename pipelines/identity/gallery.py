@@ -4,7 +4,6 @@ SQLite is the source of truth (`gallery.db`); embeddings in it are sealed (`gall
 """
 
 import secrets
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
@@ -14,6 +13,7 @@ import numpy.typing as npt
 
 from ..errors import GalleryError
 from ..privacy.store_file import open_store
+from ..privacy.wall_clock import WallClock
 from .gallery_schema import GALLERY, ROOTS, context_of
 from .person import STRANGER_PREFIX, Person, Removed, Templates, clean_name
 
@@ -31,7 +31,7 @@ class Gallery:
         *,
         key: Path | None = None,
         timeout_s: float = 5.0,
-        now: Callable[[], float] = time.time,
+        now: Callable[[], float] | None = None,
     ) -> None:
         """Open the gallery in the folder `state`, creating it when missing.
 
@@ -39,12 +39,12 @@ class Gallery:
             state: folder of `gallery.db` and `gallery.key`.
             key: key file elsewhere; else the systemd credential `gallery.key`, else that in `state`.
             timeout_s: how long to wait for another process that is writing.
-            now: wall clock, seconds since 1970.
+            now: clock, seconds since 1970; else the one that is believed here.
 
         Raises:
             StoreError: corrupt, no key, or the folder cannot be written.
         """
-        self.folder, self._now = state, now
+        self.folder, self.now = state, now or WallClock(state).now
         self._file, self._sealer = open_store(GALLERY, state, key=key, timeout_s=timeout_s)
         self._seen_version = self._file.data_version()
         self._has_own_change = True
@@ -98,7 +98,7 @@ class Gallery:
         with self._file.transaction():
             person = self.number_of(name)
             if person is None:
-                now = self._now()
+                now = self.now()
                 person = self._file.insert(
                     "INSERT INTO people (kind, name, created_at, last_seen) VALUES ('enrolled', ?, ?, ?)",
                     (name, now, now),
@@ -241,7 +241,7 @@ class Gallery:
             self._file.run("UPDATE people SET merged_into = ? WHERE id = ?", (into, gone))
             self._has_own_change = True
             return self._file.insert(
-                "INSERT INTO merges (kept, absorbed, created_at) VALUES (?, ?, ?)", (into, gone, self._now())
+                "INSERT INTO merges (kept, absorbed, created_at) VALUES (?, ?, ?)", (into, gone, self.now())
             )
 
     def name_stranger(self, stranger: str, name: str, consent: str = "") -> int:
@@ -274,7 +274,7 @@ class Gallery:
             self._file.run("UPDATE people SET merged_into = NULL WHERE id = ?", (person,))
             self._file.run(
                 "UPDATE merges SET undone_at = ? WHERE absorbed = ? AND undone_at IS NULL",
-                (self._now(), person),
+                (self.now(), person),
             )
             self._has_own_change = True
         return kept, exact
@@ -318,7 +318,7 @@ class Gallery:
         with self._file.transaction():
             self._file.run("UPDATE facts SET value = value + 1 WHERE name = 'strangers'")
             number = self._file.rows("SELECT value FROM facts WHERE name = 'strangers'")[0][0]
-            name, now = f"{STRANGER_PREFIX}{number}", self._now()
+            name, now = f"{STRANGER_PREFIX}{number}", self.now()
             person = self._file.insert(
                 "INSERT INTO people (kind, name, created_at, last_seen) VALUES ('stranger', ?, ?, ?)",
                 (name, now, now),
@@ -335,7 +335,7 @@ class Gallery:
             if not rows:
                 raise GalleryError(f"there is no stranger {name} any more")
             person = int(rows[0][0])
-            self._file.run("UPDATE people SET last_seen = ? WHERE id = ?", (self._now(), person))
+            self._file.run("UPDATE people SET last_seen = ? WHERE id = ?", (self.now(), person))
             if embedding is not None:
                 self._add_template(person, embedding, space, quality, "seen")
 
@@ -343,10 +343,9 @@ class Gallery:
         """Delete strangers not seen for `ttl_s` seconds, unless merged into somebody; return how many."""
         with self._file.transaction():
             deleted = self._file.run(
-                """DELETE FROM people WHERE kind = 'stranger' AND last_seen < ? AND merged_into IS NULL
-                   AND id NOT IN (SELECT merged_into FROM people WHERE merged_into IS NOT NULL
-                                  AND last_seen >= ?)""",
-                (self._now() - ttl_s, self._now() - ttl_s),
+                """DELETE FROM people WHERE kind = 'stranger' AND last_seen < ?1 AND merged_into IS NULL AND
+                   id NOT IN (SELECT merged_into FROM people WHERE merged_into > 0 AND last_seen >= ?1)""",
+                (self.now() - ttl_s,),
             )
             self._has_own_change |= deleted > 0
         if deleted:
@@ -378,7 +377,7 @@ class Gallery:
         )
         self._file.run(
             "INSERT INTO templates VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (uid, person, int(is_negative), space, quality, source, self._now(), sealed),
+            (uid, person, int(is_negative), space, quality, source, self.now(), sealed),
         )
 
     def _opened(self, person: int, space: str) -> list[F32]:

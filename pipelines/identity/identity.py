@@ -1,6 +1,5 @@
 """Who each track is: evidence over several frames, compared with the gallery, with some inertia."""
 
-import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -67,9 +66,9 @@ class Identifier:
         gallery: Gallery,
         space: str,
         config: IdentityConfig,
-        now: Callable[[], float] = time.time,
+        now: Callable[[], float] | None = None,
     ) -> None:
-        self._now = now
+        self._now = now or gallery.now
         self._gallery, self._space, self._config = gallery, space, config
         self._tracks: dict[tuple[str, int], _Evidence] = {}
         self._strangers = Strangers(gallery, space, config)

@@ -4,7 +4,6 @@ SQLite is the source of truth (`samples.db`); pictures, probabilities and embedd
 (`samples.key`). Camera, times, labels and names are not: they are what samples are looked up by.
 """
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from ..cropper import Cropper
 from ..errors import SampleError
 from ..message import Identity
 from ..privacy.store_file import open_store
+from ..privacy.wall_clock import Correction, WallClock
 from ..registry import ChipRecipe
 from .sample import Label, Sample, SamplesConfig, Source, State, bucket_of
 from .sample_schema import SAMPLES
@@ -82,7 +82,7 @@ class SampleStore:
         *,
         key: Path | None = None,
         timeout_s: float = 5.0,
-        now: Callable[[], float] = time.time,
+        now: Callable[[], float] | None = None,
     ) -> None:
         """Open the store in the folder `state`, creating it when missing.
 
@@ -91,12 +91,12 @@ class SampleStore:
             config: limits, applied whenever something is added.
             key: key file elsewhere, such as a systemd credential.
             timeout_s: how long to wait for another process that is writing.
-            now: wall clock, seconds since 1970.
+            now: clock, seconds since 1970; else the one that is believed here.
 
         Raises:
             StoreError: corrupt, of a newer visaged, no key, or the folder cannot be written.
         """
-        self._config, self._now = config, now
+        self._config, self._now = config, now or WallClock(state).now
         self._file, self._sealer = open_store(SAMPLES, state, key=key, timeout_s=timeout_s)
 
     def close(self) -> None:
@@ -214,6 +214,17 @@ class SampleStore:
         if n_deleted:
             self._file.empty_log()
         return n_deleted
+
+    def redate(self, correction: Correction) -> int:
+        """Correct when samples were stored by a clock that was wrong, and return how many were.
+
+        Made again, after a kill before it was accepted, it makes nothing younger than now.
+        """
+        with self._file.transaction():
+            return self._file.run(
+                "UPDATE samples SET stored_at = stored_at + ? WHERE stored_at BETWEEN ? AND ?",
+                (correction.step_s, correction.since, correction.until),
+            )
 
     def forget(
         self, names: Sequence[str], before: Callable[[list[str]], None] = lambda ids: None

@@ -14,7 +14,6 @@ import fcntl
 import hashlib
 import logging
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -25,6 +24,7 @@ from msgspec import Struct
 from ..cache_files import sync_folder, write_atomically
 from ..errors import StoreError
 from .seal import Signer, is_genuine, open_signer, receipts_key, signed
+from .wall_clock import WallClock
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ def note(state: Path, what: str, *, person: int | None = None, detail: str = "",
         with _locked(state / "audit.log") as file:
             last, is_torn = _last_line(file)
             deed = Deed(
-                at=time.time(),
+                at=WallClock(state).now(),
                 who=who or _user(),
                 what=what,
                 person=person,

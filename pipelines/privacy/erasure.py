@@ -7,9 +7,7 @@ asks again by the name; the second receipt says what was left to do.
 import hashlib
 import hmac
 import secrets
-import time
 import unicodedata
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,9 +64,7 @@ class Forgotten:
     code: str
 
 
-def forget(
-    name: str, gallery: Gallery, samples: SampleStore, state: Path, now: Callable[[], float] = time.time
-) -> Forgotten:
+def forget(name: str, gallery: Gallery, samples: SampleStore, state: Path) -> Forgotten:
     """Erase everything in the folder `state` about a person or stranger, and everyone merged into them.
 
     Raises:
@@ -78,7 +74,7 @@ def forget(
     signer, number = open_signer(state), gallery.number_of(name)
     exact = gallery.name_of(name)
     aliases = next((person.aliases for person in gallery.people() if person.name == exact), ())
-    erased, releases = Erased(secrets.token_hex(6), now()), list[str]()
+    erased, releases = Erased(secrets.token_hex(6), gallery.now()), list[str]()
     n_samples, is_scrubbed = samples.forget(
         [exact, *aliases], lambda ids: releases.extend(note_erased(state, ids, erased))
     )

@@ -1,7 +1,6 @@
 """How long the records of what was done to people are kept: receipts of erasures, and the audit log."""
 
 import logging
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -26,7 +25,7 @@ class RecordsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Days after which a line of the audit log is cut off; what is left still verifies."""
 
 
-def expire_records(state: Path, config: RecordsConfig, now: Callable[[], float] = time.time) -> None:
+def expire_records(state: Path, config: RecordsConfig, now: Callable[[], float]) -> None:
     """Delete the receipts in `state`, and cut off the lines of its audit log, that are too old.
 
     What cannot be deleted is an error in the log, and tried again the next time.

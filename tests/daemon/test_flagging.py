@@ -27,6 +27,7 @@ from visaged.pipelines.loop.sample import Sample, SamplesConfig, Source, State
 from visaged.pipelines.loop.sample_store import SampleStore
 from visaged.pipelines.message import EMOTIONS, Emotion, Face, FaceFrame, Identity
 from visaged.pipelines.privacy.audit import Deed, note, read_chain
+from visaged.pipelines.privacy.wall_clock import WallClock
 
 SPACE = "face-resnet"
 LANDMARKS = np.array([[300, 200], [270, 205], [180, 200], [212, 204], [240, 290]], np.float32)
@@ -48,6 +49,7 @@ class FakeStages:
     """A real gallery beside an ensemble without networks."""
 
     gallery: Gallery
+    clock: WallClock
     identifier: Identifier
     ensemble: FakeEnsemble = FakeEnsemble()
 
@@ -61,14 +63,20 @@ class Bench:
             CameraConfig(name="yard", source="synthetic:pattern", identity=False, emotion=False),
         )
         self.state, self.metrics = state, InferMetrics("infer")
+        self.error_s, self.is_synchronised = 0.0, False
         self.config = Config(
             paths=PathsConfig(state=state), camera=cameras, flags=flags, samples=SamplesConfig(**samples)
         )
-        self.gallery = Gallery(state)
+        self.clock = WallClock(state, self.wall, is_synchronised=lambda: self.is_synchronised)
+        self.gallery = Gallery(state, now=self.clock.now)
         identifier = Identifier(self.gallery, SPACE, IdentityConfig())
         self.flagging = Flagging(
-            self.config, cast(Stages, FakeStages(self.gallery, identifier)), self.metrics
+            self.config, cast(Stages, FakeStages(self.gallery, self.clock, identifier)), self.metrics
         )
+
+    def wall(self) -> float:
+        """What the wall clock says."""
+        return time.time() + self.error_s
 
     def see(
         self, seq: int, camera: str = "door", identity: Identity = ADA, *, is_published: bool = True
@@ -331,6 +339,34 @@ def test_old_lines_of_the_audit_log_go_while_the_daemon_runs(
 
     assert [deed.person for deed in chain.deeds] == [2]
     assert chain.anchor is not None and chain.anchor.n_lines == 1 and not chain.problems
+
+
+def test_a_clock_that_jumps_deletes_nothing_says_so_and_is_believed_when_it_is_synchronised(
+    make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("visaged.daemon.flagging.EXPIRE_EVERY_S", 0.0)
+    bench = make(keep_labelled_days=1, recent_s=1e9)
+    bench.see(10)
+    before = bench.flag(emotion="fear")
+
+    bench.error_s = 30 * 365 * 86_400.0
+    for _ in range(3):
+        bench.flagging.keep_house(is_gallery_changed=False)
+    bench.see(20)
+    during = bench.flag(emotion="anger")
+    assert bench.flagging.status()["clock_step_s"] == pytest.approx(bench.error_s)
+    assert caplog.text.count("the clock jumped by +946080") == 1
+    with SampleStore(bench.state) as store:
+        assert [sample.id for sample in store.samples()] == [before.id, during.id]
+
+    bench.is_synchronised = True
+    deadline = time.monotonic() + 10
+    while "visaged_clock_step_seconds 0.0" not in bench.metrics.text():
+        bench.flagging.keep_house(is_gallery_changed=False)
+        assert time.monotonic() < deadline
+
+    assert bench.flagging.status()["clock_step_s"] == 0.0
+    assert [sample.id for sample in bench.stored()] == [before.id, during.id]
 
 
 def test_the_status_says_how_far_back_faces_can_be_flagged(make: Callable[..., Bench]) -> None:

@@ -169,14 +169,16 @@ def test_memory_for_rings_that_is_too_small_or_no_memory(tmp_path: Path) -> None
     assert not not_ok(doctor_machine.shared_memory(Outline(camera=(camera("synthetic:pattern"),))))
 
 
-def test_a_clock_that_is_behind_and_one_that_runs_too_fast(paths: PathsConfig) -> None:
+def test_a_clock_that_is_not_believed_and_one_that_runs_too_fast(paths: PathsConfig) -> None:
     state = paths.state
 
-    assert not_ok(doctor_machine.clock(state, wall=lambda: 0.0))["clock"].verdict == "fail"
     fast = not_ok(doctor_machine.clock(state, wall=lambda: 4e9 + 2 * time.monotonic()))
     assert "against the monotonic one" in fast["clock"].what
     (state / "gallery.db").touch()
     assert not not_ok(doctor_machine.clock(state))
+    for year, at in (("1970", 0.0), ("2096", 4e9)):
+        found = not_ok(doctor_machine.clock(state, wall=lambda at=at: at))["clock"]  # type: ignore[misc]
+        assert found.verdict == "warn" and f"says {year}" in found.what and "clock --believe" in found.mend
 
 
 def test_a_backend_that_is_not_here() -> None:

@@ -38,6 +38,11 @@ def test_the_engine_of_each_member_is_said() -> None:
     ]
 
 
+def test_a_clock_that_is_not_believed_is_said() -> None:
+    assert "jumped by -90000 s" in "".join(lines_of(answer() | {"clock_step_s": -90_000.0}))
+    assert "jumped" not in "".join(lines_of(answer() | {"clock_step_s": 0.0}))
+
+
 def test_a_stand_in_says_why_and_what_is_done_about_it() -> None:
     lines = lines_of(
         answer(precision="fp32", plan="", is_fallback=True, reason="not built yet", upgrade="building x")

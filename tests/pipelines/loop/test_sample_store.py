@@ -21,6 +21,7 @@ from visaged.pipelines.loop.sample_schema import MIGRATIONS
 from visaged.pipelines.loop.sample_store import SampleStore, Wanted
 from visaged.pipelines.loop.sighting import Sighting
 from visaged.pipelines.message import Identity
+from visaged.pipelines.privacy.wall_clock import Correction
 from visaged.pipelines.registry import EMOTION_XCEPTION, FACE_RESNET
 
 MakeSighting = Callable[..., Sighting]
@@ -246,6 +247,20 @@ def test_what_is_too_old_goes_by_its_class(
     assert ids(store) == [labelled.id]
     wall.seconds += 90 * DAY_S
     assert store.expire() == 1
+
+
+def test_what_was_stored_by_a_wrong_clock_is_dated_anew_and_nothing_else(
+    store: SampleStore, make_sighting: MakeSighting, wall: Wall
+) -> None:
+    times = {}
+    for seq, at in enumerate((100.0, 200.0, 300.0, 400.0), 1):
+        wall.seconds = at
+        times[store.add(make_sighting(seq), Source.RANDOM).id] = at
+
+    assert store.redate(Correction(since=150, until=300, step_s=1000, uptime=0)) == 2
+
+    moved = {sample.id: sample.stored_at for sample in store.samples()}
+    assert {times[id]: at for id, at in moved.items()} == {100: 100, 200: 1200, 300: 1300, 400: 400}
 
 
 def test_when_there_is_no_room_the_oldest_without_a_label_goes_first(

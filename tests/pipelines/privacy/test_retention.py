@@ -81,7 +81,7 @@ def test_nothing_is_rewritten_when_nothing_is_old(tmp_path: Path) -> None:
 
     assert (tmp_path / "audit.log").stat().st_ino == before.st_ino
     assert not (tmp_path / "receipts.key").exists()
-    expire_records(tmp_path / "none", CONFIG)
+    expire_records(tmp_path / "none", CONFIG, lambda: NOW)
     assert not (tmp_path / "none").exists()
 
 
