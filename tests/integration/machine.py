@@ -31,8 +31,10 @@ exec unshare --cgroup sh -euc '
 cd "$FOLDER"
 mount -t overlay overlay -o "lowerdir=/,upperdir=upper,workdir=work" root
 mount -t tmpfs tmpfs root/dev
-mkdir root/dev/shm
+mkdir root/dev/shm root/dev/pts
 mount -t tmpfs tmpfs root/dev/shm
+mount -t devpts devpts root/dev/pts
+ln -s pts/ptmx root/dev/ptmx
 for name in null zero full random urandom; do
     touch root/dev/$name
     mount --bind /dev/$name root/dev/$name

@@ -46,6 +46,15 @@ def test_a_unit_stays_down_on_a_wrong_configuration_and_dumps_no_faces(service: 
 
 
 @pytest.mark.parametrize("service", SERVICES)
+def test_a_unit_never_stops_being_started_again_and_not_in_a_hurry(service: str) -> None:
+    lines = (FOLDER / service).read_text().splitlines()
+
+    (pause_s,) = (int(line.split("=")[1]) for line in lines if line.startswith("RestartSec="))
+    assert {"Restart=on-failure", "StartLimitIntervalSec=0"} <= set(lines) and pause_s >= 2
+    assert not any(line.startswith(("StartLimitBurst", "RestartSteps")) for line in lines)
+
+
+@pytest.mark.parametrize("service", SERVICES)
 def test_what_serves_is_the_last_to_be_ended_when_memory_runs_out(service: str) -> None:
     lines = (FOLDER / service).read_text().splitlines()
 
