@@ -1,12 +1,13 @@
-"""A real RTSP camera that is switched off and on again under a running capture."""
+"""A real RTSP camera that is switched off and on again, or that changes its size, under a running capture."""
 
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
-from visaged.daemon.camera import CameraConfig
+from visaged.daemon.camera import CameraConfig, open_camera
 from visaged.daemon.capture import run_capture
 from visaged.daemon.ledger import Ledger, ledger_path
 from visaged.daemon.metrics import CaptureMetrics
@@ -71,3 +72,35 @@ def test_an_rtsp_camera_yields_frames_and_comes_back_after_a_power_cut(
     assert book.captured == book.dropped["queue_full"]  # nobody listened
     assert book.dropped["decode_error"] == 0
     assert list(rings_of(tmp_path, "t")) == []
+
+
+def part(pattern: str, size: str, n_frames: int) -> str:
+    width, height = size.split("x")
+    caps = f"video/x-raw,width={width},height={height},framerate=25/1"
+    return f"videotestsrc is-live=true pattern={pattern} num-buffers={n_frames} ! {caps} ! c."
+
+
+@pytest.mark.parametrize("size", ["160x120", "640x480", "640x360"])
+def test_a_size_that_changes_without_a_new_connection_is_scaled_to_the_first(size: str) -> None:
+    """The limit that docs/operations.md tells: the new pictures come whole, in the old size, be it squeezed.
+
+    When this fails OpenCV may have learned to say the size, and the capture can open the stream again.
+    """
+    made = RtspServer(f"concat name=c {part('red', '320x240', 50)} {part('smpte', size, 2000)} c.")
+    camera = open_camera(CameraConfig(name="a", source=made.url))
+    until, n_changed = time.monotonic() + PATIENCE_S, 0
+    try:
+        while n_changed < 15:  # the first key frame may come with half its slices
+            read = camera.read()
+            assert isinstance(read, np.ndarray) and time.monotonic() < until
+            frame = read
+            assert frame.shape == (240, 320, 3)
+            n_changed += bool(frame[..., 2].max() > 100)  # blue: no longer the red part
+    finally:
+        camera.close()
+        made.stop()
+
+    white, blue, dark_blue = (frame[y, x].astype(int) for y, x in ((8, 8), (8, -8), (-8, 8)))
+    assert white.min() > 150
+    assert blue[2] > 150 and blue[:2].max() < 80
+    assert dark_blue[2] > 80 and dark_blue[0] < 60
