@@ -1,5 +1,6 @@
 """`visaged clock`: by what time things grow old, and whether the wall clock is believed."""
 
+import os
 import time
 from pathlib import Path
 from typing import Annotated
@@ -35,6 +36,8 @@ def clock(
     if state is None:
         file = toml_file.find_file(config)
         state = (load_outline(file) if file else Outline()).paths.state
+    if state.exists() and not os.access(state, os.R_OK | os.X_OK):
+        raise VisagedError(f"{state} is closed to this user; run this as root, or as the user of the daemon")
     known = WallClock(state)
     step_s = known.step_s()
     typer.echo(f"wall clock: {_shown(time.time())}, {'' if known.is_synchronised else 'not '}synchronised")

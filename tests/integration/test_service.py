@@ -8,8 +8,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from visaged.pipelines.privacy.audit import read_chain
+from visaged.pipelines.privacy.wall_clock import SAVE_EVERY_S, Believed, believed_path, boot_id
 
 from tests.conftest import find_free_port, skip_or_fail
 from tests.integration.machine import ENVIRONMENT, PYTHON, Machine
@@ -178,6 +180,10 @@ def test_infer_may_ask_the_kernel_about_the_clock_and_not_set_it(machine: Machin
     said = log_of(machine, "ask.service")
     assert re.search(r"asked: [0-5]\b", said), said
     assert "cannot set it: Operation not permitted" in said
+    believed = msgspec.json.decode(
+        believed_path(machine.path("/var/lib/visaged")).read_bytes(), type=Believed
+    )
+    assert believed.boot == boot_id() and abs(believed.at - time.time()) < 2 * SAVE_EVERY_S
 
 
 @pytest.mark.parametrize("unit", [YARD, GATEWAY])

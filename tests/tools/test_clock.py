@@ -51,6 +51,17 @@ def test_a_word_is_taken_and_written_down(tmp_path: Path) -> None:
     assert WallClock(tmp_path).look()
     (deed,) = read_chain(tmp_path).deeds
     assert (deed.what, "+2592000 s" in deed.detail) == ("clock believed", True)
+    assert abs(deed.at - (time.time() - 30 * 86_400)) < 60  # it is written before it is believed
+
+
+def test_a_folder_that_is_closed_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "v.toml"
+    file.write_text(f'[paths]\nstate = "{tmp_path}"\n')
+    monkeypatch.setattr("os.access", lambda path, *_: path != tmp_path)
+
+    result = CliRunner().invoke(build_app("clock"), ["clock", "--config", str(file)])
+
+    assert isinstance(result.exception, VisagedError) and "closed to this user" in str(result.exception)
 
 
 def test_a_folder_that_cannot_be_written_is_one_sentence(

@@ -3,9 +3,12 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from visaged.pipelines.identity.consent import day_of, has_consent
+from visaged.pipelines.identity.gallery import Gallery
 from visaged.pipelines.loop.sample import SamplesConfig, Source
 from visaged.pipelines.loop.sample_store import SampleStore
 from visaged.pipelines.privacy import wall_clock
@@ -165,6 +168,30 @@ def test_when_it_is_synchronised_everything_is_as_old_as_it_is(box: Box, how: st
     assert box.clock.step_s() == 0.0 and box.clock.now() == box.true_s
     for id in (before, during, after):
         assert abs(box.age_s(id) - (box.true_s - box.stored[id])) < HOUR_S
+
+
+def test_strangers_go_by_it_too_and_enrolled_people_never(box: Box) -> None:
+    with Gallery(box.state, now=box.clock.now) as gallery:
+        face = np.full(4, 0.5, np.float32)
+        gallery.enrol("Ada", face[None], space="s")
+        gallery.add_stranger(face, space="s", quality=1.0)
+
+        box.error_s = 30 * YEAR_S
+        box.on(DAY_S / 2)
+        assert gallery.expire_strangers(DAY_S) == 0
+        box.on(DAY_S)
+
+        assert gallery.expire_strangers(DAY_S) == 1
+        assert [person.name for person in gallery.people()] == ["Ada"]
+
+
+def test_a_consent_that_has_ended_does_not_come_to_life_by_a_clock_that_is_set_back(box: Box) -> None:
+    note = "form 7, expires " + day_of(box.true_s - DAY_S)
+    box.error_s = -50 * YEAR_S
+    box.tick()
+
+    assert has_consent(note, box.true_s + box.error_s)
+    assert not has_consent(note, box.clock.now())
 
 
 def test_off_for_months_with_a_dead_battery_old_samples_go_and_new_ones_stay(box: Box) -> None:
