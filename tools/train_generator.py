@@ -20,6 +20,7 @@ from ..pipelines.learning.task import TaskConfig, photos_of
 from ..pipelines.model_store import ModelStore
 from ..pipelines.photo import read_photo
 from ..pipelines.synthesis.generator import PADDING, Generator
+from .train import watching
 
 if TYPE_CHECKING:
     from ..pipelines.synthesis.vae_gan import GeneratorEpoch
@@ -34,6 +35,7 @@ def train_generator(
     folder: Annotated[Path, typer.Argument(help="FOLDER/CLASS/photo.jpg or FOLDER/CLASS/PERSON/photo.jpg")],
     out: Annotated[Path, typer.Option(help="Folder for checkpoint, network and a sheet of what it draws.")],
     epochs: Annotated[int, typer.Option(min=1, max=10_000, help="Passes over the photos.")] = 60,
+    width: Annotated[int, typer.Option(min=4, max=128, help="Filters of the largest maps.")] = 32,
     threads: Annotated[int, typer.Option(min=1, max=256, help="Cores.")] = 2,
     config: Annotated[Path | None, typer.Option(help="The TOML file; only its folders count.")] = None,
 ) -> None:
@@ -46,10 +48,11 @@ def train_generator(
     Example:
       visaged train-generator faces/ --out generator --epochs 200
     """
-    from ..pipelines.synthesis.vae_gan import GeneratorConfig, GeneratorRun, export_generator
+    from ..pipelines.synthesis.vae_gan import GeneratorRun, export_generator
+    from ..pipelines.synthesis.vae_gan_networks import GeneratorConfig
 
     paths, console = find_config(config).paths, Console(highlight=False)
-    wanted = GeneratorConfig(epochs=epochs, threads=threads)
+    wanted = GeneratorConfig(epochs=epochs, width=width, threads=threads)
     detector = build_photo_detector(ModelStore(paths.cache, paths.wheels))
     samples = faces_of(folder, wanted.size, detector, console)
     is_learned = split_of(samples.groups, tune=0.2, test=0) == TRAIN
@@ -60,9 +63,13 @@ def train_generator(
     run = GeneratorRun(wanted, samples.classes, out)
 
     def tell(epoch: "GeneratorEpoch") -> None:
-        console.print(f"  epoch {epoch.number}: L1 {epoch.train_l1:.3f}, of others {epoch.tune_l1:.3f}")
+        console.print(
+            f"  epoch {epoch.number}: L1 {epoch.train_l1:.3f}, of others {epoch.tune_l1:.3f}, "
+            f"discriminator {epoch.discriminator:.2f}"
+        )
 
-    run.train(train, tune, tell)
+    with watching(console) as watch:
+        run.train(train, tune, tell, watch)
     write_atomically(out / "generator.onnx", export_generator(run.network, wanted.size, samples.classes))
     drawn = sheet(tune if len(tune) else train, Generator.load(out / "generator.onnx"))
     write_png(drawn, out / "sheet.png")

@@ -1,62 +1,42 @@
 """A conditional VAE-GAN: encode a face, draw it again as a class, and let a discriminator judge.
 
-Small, for chips of 64 px. It learns from tens of thousands of faces what a class looks like; from tens it
-learns these by heart, blurred. What it draws goes through the same admission as any synthetic face.
+Small, for chips of 64 px. From thousands of faces it learns what a class looks like; from tens it learns
+these by heart, blurred. What it draws goes through the same admission as any synthetic face.
 
 Shape letters: N faces, S side in px, Z latent numbers, K classes.
 """
 
+import copy
 import io
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
-from msgspec import Meta, Struct
+from msgspec import Struct
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ..cache_files import write_atomically
 from ..engines.precision import parse_onnx
 from ..errors import ModelError
+from ..learning.losses import soft_cross_entropy
 from ..learning.samples import Samples, require_real
 from ..learning.trunk_features import inputs_of
+from .vae_gan_networks import GeneratorConfig, VaeGan
 
 F32 = npt.NDArray[np.float32]
 
 OPSET = 17
-SMALLEST = 4  # px: side of the maps that meet the latent numbers
 
-
-class GeneratorConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a generator is built and trained."""
-
-    size: Literal[32, 64, 128] = 64
-    """px: side of the chips."""
-    width: Annotated[int, Meta(ge=4, le=128)] = 32
-    """Filters of the largest maps; half the side, twice the filters, up to 4 times."""
-    latent: Annotated[int, Meta(ge=2, le=1024)] = 128
-    """Numbers a face is encoded in."""
-    epochs: Annotated[int, Meta(ge=1, le=10_000)] = 60
-    """Passes over the training part."""
-    batch: Annotated[int, Meta(ge=2, le=1024)] = 32
-    """Faces in one step."""
-    rate: Annotated[float, Meta(gt=0, le=1)] = 5e-4
-    """Learning rate, of Adam."""
-    divergence: Annotated[float, Meta(ge=0, le=10)] = 1e-4
-    """Weight, beside the L1, of the encoding's Kullback-Leibler divergence from a normal distribution."""
-    adversarial: Annotated[float, Meta(ge=0, le=10)] = 0.02
-    """Weight of the discriminator's opinion."""
-    seed: int = 1
-    """Of weights, order and noise."""
-    threads: Annotated[int, Meta(ge=1, le=256)] = 2
-    """Cores."""
+Watch = Callable[[str, int, int, float], None]
+"""Told within an epoch: what is being done, how many faces are done and of how many, mean L1 so far."""
 
 
 class GeneratorEpoch(Struct, frozen=True, kw_only=True):
@@ -68,94 +48,35 @@ class GeneratorEpoch(Struct, frozen=True, kw_only=True):
     discriminator: float
 
 
-class Encoder(nn.Module):
-    """Pictures `(N, 3, S, S)` in -1..1 to mean and log variance `(N, Z)`."""
-
-    def __init__(self, config: GeneratorConfig) -> None:
-        super().__init__()
-        widths = _widths(config)
-        self.maps = nn.Sequential(*(_down(a, b) for a, b in zip([3, *widths], widths, strict=False)))
-        self.last = nn.Linear(widths[-1] * SMALLEST**2, 2 * config.latent)
-
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and log variance."""
-        mean, log_variance = self.last(self.maps(pictures).flatten(1)).chunk(2, 1)
-        return mean, log_variance.clamp(-8, 8)
-
-
-class Drawer(nn.Module):
-    """Latent numbers `(N, Z)` and classes `(N, K)` to pictures `(N, 3, S, S)` in -1..1."""
-
-    def __init__(self, config: GeneratorConfig, n_classes: int) -> None:
-        super().__init__()
-        widths = _widths(config)[::-1]
-        self.first = nn.Linear(config.latent + n_classes, widths[0] * SMALLEST**2)
-        self.maps = nn.Sequential(
-            *(_up(a, b) for a, b in zip(widths, [*widths[1:], widths[-1]], strict=True))
-        )
-        self.last = nn.Conv2d(widths[-1], 3, 3, padding=1)
-
-    def forward(self, latent: Tensor, classes: Tensor) -> Tensor:
-        """Return pictures."""
-        maps = self.first(torch.cat([latent, classes], 1)).unflatten(1, (-1, SMALLEST, SMALLEST))
-        return torch.tanh(self.last(self.maps(maps)))
-
-
-class Discriminator(nn.Module):
-    """How real a picture looks as its class, `(N,)`: a projection discriminator (Miyato and Koyama 2018)."""
-
-    def __init__(self, config: GeneratorConfig, n_classes: int) -> None:
-        super().__init__()
-        widths = _widths(config)
-        self.maps = nn.Sequential(
-            *(_down(a, b, normed=False) for a, b in zip([3, *widths], widths, strict=False))
-        )
-        self.last = nn.Linear(widths[-1], 1)
-        self.as_class = nn.Linear(n_classes, widths[-1], bias=False)
-
-    def forward(self, pictures: Tensor, classes: Tensor) -> Tensor:
-        """Return a number for each: above 0 means real."""
-        pooled = self.maps(pictures).mean((2, 3))
-        opinion: Tensor = self.last(pooled)[:, 0] + (pooled * self.as_class(classes)).sum(1)
-        return opinion
-
-
-class VaeGan(nn.Module):
-    """The three networks."""
-
-    def __init__(self, config: GeneratorConfig, n_classes: int) -> None:
-        super().__init__()
-        self.encoder = Encoder(config)
-        self.drawer = Drawer(config, n_classes)
-        self.discriminator = Discriminator(config, n_classes)
-
-    def redraw(self, pictures: Tensor, classes: Tensor) -> Tensor:
-        """Return `(N, 3, S, S)` pictures in 0..255 drawn again as `classes`, without noise."""
-        mean, _ = self.encoder(pictures / 127.5 - 1)
-        drawn: Tensor = (self.drawer(mean, classes) + 1) * 127.5
-        return drawn
-
-
 @dataclass(slots=True)
 class GeneratorRun:
     """One training run in `folder`. Owned by the thread that calls `train`.
 
     Source: Larsen et al., "Autoencoding beyond pixels using a learned similarity metric", ICML 2016;
-    conditioned as by Bao et al., "CVAE-GAN", ICCV 2017; hinge losses as by Lim and Ye 2017. The discriminator
-    also sees every face drawn as another class, which is what teaches the classes.
+    conditioned as by Bao et al., "CVAE-GAN", ICCV 2017; hinge losses as by Lim and Ye 2017. What teaches the
+    classes: the encoding must hide them (Lample et al., "Fader networks", NIPS 2017), so that only the class
+    asked for says what to draw; and the discriminator sees every face drawn as another class too, and real
+    faces under a wrong one (Reed et al., "Generative adversarial text to image synthesis", ICML 2016).
     """
 
     config: GeneratorConfig
     classes: tuple[str, ...]
     folder: Path
     network: VaeGan = field(init=False)
+    """What comes out: the mean of `learner` over the last steps, which is steadier than any one of them."""
+    learner: VaeGan = field(init=False)
 
     def __post_init__(self) -> None:
         torch.manual_seed(self.config.seed)
-        self.network = VaeGan(self.config, len(self.classes))
+        self.learner = VaeGan(self.config, len(self.classes))
+        self.network = copy.deepcopy(self.learner).eval()
 
     def train(
-        self, train: Samples, tune: Samples, on_epoch: Callable[[GeneratorEpoch], None] = lambda epoch: None
+        self,
+        train: Samples,
+        tune: Samples,
+        on_epoch: Callable[[GeneratorEpoch], None] = lambda epoch: None,
+        watch: Watch = lambda what, done, total, l1: None,
     ) -> list[GeneratorEpoch]:
         """Train for all epochs; a run that was interrupted goes on where its last whole epoch ended.
 
@@ -163,6 +84,7 @@ class GeneratorRun:
             train: what is learned from, RGB of the configured size.
             tune: faces of other groups, drawn again to see whether it generalises; may be empty.
             on_epoch: called after every epoch, also for those of an earlier run.
+            watch: called after every batch.
 
         Raises:
             ModelError: the checkpoint in the folder is of another run.
@@ -173,10 +95,11 @@ class GeneratorRun:
             raise ValueError(f"at least two RGB pictures of {size} px are needed: {train.pictures.shape=}")
         require_real(tune, "tuning")
         torch.set_num_threads(self.config.threads)
-        drawers = [*self.network.encoder.parameters(), *self.network.drawer.parameters()]
+        drawers = [*self.learner.encoder.parameters(), *self.learner.drawer.parameters()]
+        judges = [*self.learner.discriminator.parameters(), *self.learner.informer.parameters()]
         optimisers = [
             torch.optim.Adam(parameters, lr=self.config.rate, betas=(0.5, 0.99))
-            for parameters in (drawers, list(self.network.discriminator.parameters()))
+            for parameters in (drawers, judges)
         ]
         epochs = self._resume(optimisers)
         for epoch in epochs:
@@ -184,7 +107,7 @@ class GeneratorRun:
         while len(epochs) < self.config.epochs:
             number = len(epochs) + 1
             torch.manual_seed(self.config.seed * 10_007 + number)  # each epoch begins alike when resumed
-            l1, judged = self._pass(train, optimisers, number)
+            l1, judged = self._pass(train, optimisers, number, watch)
             epochs.append(
                 GeneratorEpoch(number=number, train_l1=l1, tune_l1=self.l1(tune), discriminator=judged)
             )
@@ -196,7 +119,6 @@ class GeneratorRun:
         """Return how far faces drawn again are from themselves, in shares of the range; NaN of none."""
         if not len(samples):
             return float("nan")
-        self.network.eval()
         with torch.no_grad():
             apart = [
                 float((self.network.redraw(pictures, targets) - pictures).abs().mean()) / 255 * len(pictures)
@@ -204,31 +126,59 @@ class GeneratorRun:
             ]
         return sum(apart) / len(samples)
 
-    def _pass(self, train: Samples, optimisers: list[Any], number: int) -> tuple[float, float]:
+    def _pass(self, train: Samples, optimisers: list[Any], number: int, watch: Watch) -> tuple[float, float]:
         """Learn from every face once; return the mean L1 and the mean loss of the discriminator."""
-        self.network.train()
+        self.learner.train()
+        judge, informer = self.learner.discriminator, self.learner.informer
         order = np.random.default_rng([self.config.seed, number]).permutation(len(train))
-        sums = np.zeros(2)
-        for raw, classes in self._batches(train, order):
-            pictures = raw / 127.5 - 1
-            mean, log_variance = self.network.encoder(pictures)
+        sums, n_done, n_classes = np.zeros(2), 0, len(self.classes)
+        batches = self._batches(train, order)
+        for step, (raw, classes) in enumerate(batches, (number - 1) * len(batches) + 1):
+            pictures, others = raw / 127.5 - 1, _others(classes)
+            mean, log_variance = self.learner.encoder(pictures)
             latent = mean + torch.randn_like(mean) * (0.5 * log_variance).exp()
-            others = classes.roll(1, 1)[torch.randperm(len(classes))]
-            same, other = self.network.drawer(latent, classes), self.network.drawer(latent, others)
-            judge = self.network.discriminator
-            loss = functional.relu(1 - judge(pictures, classes)).mean()
-            for fake, label in ((same, classes), (other, others)):
-                loss = loss + 0.5 * functional.relu(1 + judge(fake.detach(), label)).mean()
-            _step(optimisers[1], loss)
+            same, other = self.learner.drawer(latent, classes), self.learner.drawer(latent, others)
+            real = judge(pictures)
+            fakes = (
+                judge.opinion(real[-1], others),
+                judge.opinion(judge(same.detach())[-1], classes),
+                judge.opinion(judge(other.detach())[-1], others),
+            )
+            loss = functional.relu(1 - judge.opinion(real[-1], classes)).mean()
+            loss = loss + torch.stack([functional.relu(1 + fake).mean() for fake in fakes]).mean()
+            guessed = soft_cross_entropy(informer(mean.detach()), classes)
+            _step(optimisers[1], loss + guessed)
+            judge.requires_grad_(False)  # its own gradients would be thrown away
+            seen = judge(same)
+            opinion = judge.opinion(seen[-1], classes) + judge.opinion(judge(other)[-1], others)
             l1 = (same - pictures).abs().mean()
             divergence = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).sum(1).mean()
-            opinion = judge(same, classes).mean() + judge(other, others).mean()
             _step(
                 optimisers[0],
-                l1 + self.config.divergence * divergence - self.config.adversarial * opinion,
+                l1
+                + self.config.divergence * divergence
+                + self.config.hiding
+                * soft_cross_entropy(informer(mean), torch.full_like(classes, 1 / n_classes))
+                + self.config.similarity * _apart(seen, [maps.detach() for maps in real])
+                - self.config.adversarial * opinion.mean(),
             )
+            judge.requires_grad_(True)
+            self._follow(step)
+            n_done += len(raw)
             sums += len(raw) * np.array([float(l1.detach()) / 2, float(loss.detach())])
-        return float(sums[0] / len(train)), float(sums[1] / len(train))
+            watch(f"epoch {number}", n_done, len(train), float(sums[0] / n_done))
+        return float(sums[0] / n_done), float(sums[1] / n_done)
+
+    def _follow(self, step: int) -> None:
+        """Move what comes out towards what learns: over the last tenth of the steps, 1,000 at most."""
+        share = max(1e-3, 10 / (9 + step))  # of the first step: all
+        with torch.no_grad():
+            kept, learned = self.network.state_dict(), self.learner.state_dict()
+            for name, values in kept.items():
+                if values.is_floating_point():
+                    values.lerp_(learned[name], share)
+                else:
+                    values.copy_(learned[name])
 
     def _batches(self, samples: Samples, order: npt.NDArray[np.int64]) -> list[tuple[Tensor, Tensor]]:
         parts = np.array_split(order, -(-len(order) // self.config.batch))
@@ -243,6 +193,7 @@ class GeneratorRun:
             "run": self._about(),
             "epochs": msgspec.json.encode(epochs).decode(),
             "network": self.network.state_dict(),
+            "learner": self.learner.state_dict(),
             "optimisers": [optimiser.state_dict() for optimiser in optimisers],
         }
         torch.save(state, buffer)
@@ -257,6 +208,7 @@ class GeneratorRun:
             if state["run"] != self._about():
                 raise ModelError(f"{path} is of a run with another configuration; name another folder")
             self.network.load_state_dict(state["network"])
+            self.learner.load_state_dict(state["learner"])
             for optimiser, kept in zip(optimisers, state["optimisers"], strict=True):
                 optimiser.load_state_dict(kept)
             return msgspec.json.decode(state["epochs"], type=list[GeneratorEpoch])
@@ -309,21 +261,15 @@ def _step(optimiser: Any, loss: Tensor) -> None:
     optimiser.step()
 
 
-def _widths(config: GeneratorConfig) -> list[int]:
-    """Return the filters of each halving, from the largest maps to those of `SMALLEST` px."""
-    n = (config.size // SMALLEST).bit_length() - 1
-    return [config.width * min(4, 2**level) for level in range(n)]
+def _others(classes: Tensor) -> Tensor:
+    """Return `(N, K)` one-hot: for each of `(N, K)` another class than its own, any of them alike."""
+    n_classes = classes.shape[1]
+    steps = torch.randint(1, n_classes, (len(classes),))
+    return functional.one_hot((classes.argmax(1) + steps) % n_classes, n_classes).to(classes.dtype)
 
 
-def _down(n_in: int, n_out: int, normed: bool = True) -> nn.Module:
-    norm = [nn.BatchNorm2d(n_out)] if normed else []
-    return nn.Sequential(nn.Conv2d(n_in, n_out, 4, 2, 1), *norm, nn.LeakyReLU(0.2))
-
-
-def _up(n_in: int, n_out: int) -> nn.Module:
-    return nn.Sequential(
-        nn.Upsample(scale_factor=2),
-        nn.Conv2d(n_in, n_out, 3, padding=1),
-        nn.BatchNorm2d(n_out),
-        nn.LeakyReLU(0.2),
-    )
+def _apart(seen: list[Tensor], real: list[Tensor]) -> Tensor:
+    """Return how far two lists of maps are apart, as a mean share of the second's size."""
+    return torch.stack(
+        [(a - b).abs().mean() / b.abs().mean().clamp_min(1e-6) for a, b in zip(seen, real, strict=True)]
+    ).mean()

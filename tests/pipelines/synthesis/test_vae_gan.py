@@ -11,10 +11,11 @@ from visaged.pipelines.synthesis.generator import Generator
 
 torch = pytest.importorskip("torch", reason="torch is not installed (extra `learn`)")
 from visaged.pipelines.synthesis.vae_gan import (  # noqa: E402
-    GeneratorConfig,
     GeneratorRun,
+    _others,
     export_generator,
 )
+from visaged.pipelines.synthesis.vae_gan_networks import GeneratorConfig  # noqa: E402
 
 pytestmark = pytest.mark.torch
 CLASSES = ("dark", "light")
@@ -66,6 +67,39 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(tmp_path: Path) -
     assert epochs == expected
     for name, value in whole.network.state_dict().items():
         assert torch.equal(value, resumed.network.state_dict()[name]), name
+
+
+def test_what_comes_out_is_the_mean_of_the_last_steps(tmp_path: Path) -> None:
+    run = GeneratorRun(msgspec.structs.replace(CONFIG, epochs=1), CLASSES, tmp_path)
+    start = run.network.drawer.last.weight.clone()
+
+    run.train(TRAIN, TUNE)
+
+    mean, learned = (network.drawer.last.weight for network in (run.network, run.learner))
+    assert 0 < (mean - learned).abs().max() < (start - learned).abs().max()
+    assert not run.network.training
+
+
+def test_a_face_is_also_drawn_as_another_class_never_its_own() -> None:
+    classes = torch.eye(4)[[0, 1, 2, 3] * 30]
+
+    others = _others(classes)
+
+    assert (others.sum(1) == 1).all() and not (others * classes).any()
+    assert (others.sum(0) > 15).all()  # any of the others
+
+
+def test_the_discriminator_cannot_outgrow_the_rest(tmp_path: Path) -> None:
+    run = GeneratorRun(msgspec.structs.replace(CONFIG, epochs=4, rate=0.05), CLASSES, tmp_path)
+
+    run.train(TRAIN, TUNE)
+
+    judge = run.learner.discriminator
+    norms = [
+        float(torch.linalg.matrix_norm(layer.weight.detach().flatten(1), 2))
+        for layer in (*(stage[0] for stage in judge.maps), judge.last, judge.as_class)  # type: ignore[index]
+    ]
+    assert max(norms) < 1.5  # 1, but for what the power iteration lags behind
 
 
 def test_the_checkpoint_of_another_run_and_a_broken_one_are_refused(tmp_path: Path) -> None:
