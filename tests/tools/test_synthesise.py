@@ -1,5 +1,6 @@
 """The commands of data synthesis on a real photo: pictures that hold what the help says, or one sentence."""
 
+import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 from typer.testing import CliRunner
 from visaged.kernels.chips import cut_chip
@@ -117,6 +119,46 @@ def test_a_folder_is_measured_and_photos_without_a_face_do_not_count(tmp_path: P
     assert [cell.strip() for cell in rows["as it is"][:2]] == ["1", "100"]
     with pytest.raises(SourceError, match="no photos"):
         run("evaluate-synthesis", str(tmp_path / "nothing"))
+
+
+def test_a_generator_is_measured_on_photos(tmp_path: Path, rgb: U8) -> None:
+    """One that gives faces back, or almost black: in that nobody is found."""
+    side = 3, 96, 96
+    nodes = [
+        helper.make_node(
+            "Constant", [], ["dim"], value=numpy_helper.from_array(np.array([[0.02], [1]], np.float32))
+        ),
+        helper.make_node("MatMul", ["classes", "dim"], ["share"]),
+        helper.make_node("Constant", [], ["axes"], value_ints=[2, 3]),
+        helper.make_node("Unsqueeze", ["share", "axes"], ["share4"]),
+        helper.make_node("Mul", ["pictures", "share4"], ["made"]),
+    ]
+    declared: dict[str, list[str | int | None]] = {
+        "pictures": ["N", *side],
+        "classes": ["N", 2],
+        "made": ["N", *side],
+    }
+    inputs, made = (
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, declared[name]) for name in names]
+        for names in (("pictures", "classes"), ("made",))
+    )
+    graph = helper.make_graph(nodes, "g", inputs, made)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    helper.set_model_props(model, {"classes": "dark,happiness"})
+    (tmp_path / "g.onnx").write_bytes(model.SerializeToString())
+    write(tmp_path / "photos" / "a.png", rgb)
+    write(tmp_path / "photos" / "wall.png", np.full((200, 200, 3), 128, np.uint8))
+
+    said = run("evaluate-synthesis", str(tmp_path / "photos"), "--generator", str(tmp_path / "g.onnx"))
+
+    assert "1 faces in 2 photos" in said
+    lines = [re.split(r"\s{2,}", line.strip()) for line in said.splitlines()]
+    rows = {name: cells for name, *cells in lines}
+    assert rows["the photo"] == ["100", "0.00 ≤ 0.00", "100", "100", "0.000", "100"]  # she smiles
+    assert rows["drawn as happiness"] == rows["drawn as it is"]  # the class that leaves it most alike
+    assert rows["drawn as happiness"][0] == rows["drawn as happiness"][-1] == "100"
+    assert rows["drawn as happiness"][1:] == rows["its chip"][1:]
+    assert rows["drawn as dark"][0] == "0" and float(rows["drawn as dark"][4]) > 0.2
 
 
 @pytest.mark.torch
