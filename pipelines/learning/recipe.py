@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, structs
 
 from ..errors import ConfigError
 from ..registry import DLIB_MEAN, DLIB_SCALE, ChipRecipe, Colour
@@ -86,6 +86,38 @@ class RecipeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             scale=DLIB_SCALE if config.dlib else 1.0,
         )
 
+    def varied(self, seed: int | None = None, normalisation: str = "") -> "RecipeConfig":
+        """Return the recipe with another seed in all stages, and another normalisation, where given.
+
+        Raises:
+            ConfigError: no such normalisation, or one that does not go with the network.
+        """
+        stages = tuple(
+            structs.replace(
+                stage,
+                training=stage.training if seed is None else structs.replace(stage.training, seed=seed),
+            )
+            for stage in self.stage
+        )
+        other = structs.replace(self, stage=stages, normalisation=normalisation or self.normalisation)
+        other.check()
+        return other
+
+    def check(self) -> None:
+        """Refuse what does not go together.
+
+        Raises:
+            ConfigError: two stages of one name, no such preset, dlib's network without its normalisation.
+        """
+        names = [stage.name for stage in self.stage]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ConfigError(f"two stages are called {twice[0]!r}; give each its own name")
+        if self.normalisation_config().dlib != (self.network.kind == "dlib_resnet"):
+            raise ConfigError('the network "dlib_resnet" and the normalisation "dlib" go together')
+        for stage in self.stage:
+            stage.augmentation_config()
+
     def stages_until(self, name: str) -> tuple[StageConfig, ...]:
         """Return the stages up to the one called `name`; all of them when it is empty.
 
@@ -110,12 +142,8 @@ def read_recipe(path: Path) -> RecipeConfig:
         raise ConfigError(f"{path} cannot be read ({error.strerror}); name a recipe") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
         raise ConfigError(f"{path} is no recipe: {error}; docs/learning.md shows one") from error
-    names = [stage.name for stage in recipe.stage]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ConfigError(f"{path}: two stages are called {twice[0]!r}; give each its own name")
-    if recipe.normalisation_config().dlib != (recipe.network.kind == "dlib_resnet"):
-        raise ConfigError(f'{path}: the network "dlib_resnet" and the normalisation "dlib" go together')
-    for stage in recipe.stage:
-        stage.augmentation_config()
+    try:
+        recipe.check()
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
     return recipe

@@ -24,6 +24,20 @@ def test_a_shipped_recipe_makes_the_network_that_is_named_like_it(path: Path) ->
     assert read_recipe(path).name == path.stem
 
 
+def test_a_trial_varies_seed_and_normalisation_and_no_more(tmp_path: Path) -> None:
+    recipe = read_recipe(write(tmp_path, 'name = "small"\n' + STAGE + STAGE.replace("one", "two")))
+
+    other = recipe.varied(seed=7, normalisation="gcn")
+
+    assert [stage.training.seed for stage in other.stage] == [7, 7]
+    assert other.normalisation_config().gcn and other.network == recipe.network
+    assert recipe.varied() == recipe
+    with pytest.raises(ConfigError, match="no normalisation is called 'light'"):
+        recipe.varied(normalisation="light")
+    with pytest.raises(ConfigError, match='"dlib_resnet" and the normalisation "dlib" go together'):
+        recipe.varied(normalisation="dlib")
+
+
 def test_a_stage_is_enough_and_stages_keep_their_order(tmp_path: Path) -> None:
     recipe = read_recipe(write(tmp_path, 'name = "small"\n' + STAGE + STAGE.replace("one", "two")))
 
