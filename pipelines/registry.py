@@ -80,6 +80,11 @@ class DetectorNetwork(Struct, frozen=True, kw_only=True):
 
 DLIB_MEAN = (122.782, 117.001, 104.298)
 DLIB_SCALE = 256.0  # not 255: that costs 4e-4 of an embedding
+SAME_PERSON = 0.6
+"""Distance below which dlib's author takes two embeddings for one person's.
+
+Embedders that are trained here are exported at the length at which it is the best threshold on their tuning
+pairs: so the distances in `[identity]` and the tolerances below mean for them what they mean for dlib's."""
 
 FERPLUS_CLASSES = (
     "neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt",

@@ -75,9 +75,13 @@ def augmented(
 
 
 def counts_of(found: Description, task: TaskConfig) -> Table:
-    """Return photos by class and part."""
-    table = Table("class", *found.counts, box=None)
-    for name in task.classes:
+    """Return photos by class and part; of people only how many, and how many have two photos or more."""
+    table = Table("" if task.output == "embedding" else "class", *found.counts, box=None)
+    if task.output == "embedding":
+        for name, fewest in (("people", 1), ("with two photos", 2)):
+            numbers = [sum(n >= fewest for n in counts.values()) for counts in found.counts.values()]
+            table.add_row(name, *map(str, numbers))
+    for name in task.classes if task.output == "label" else ():
         table.add_row(name, *(str(counts[name]) for counts in found.counts.values()))
     table.add_row("all", *(str(sum(counts.values())) for counts in found.counts.values()), style="bold")
     return table

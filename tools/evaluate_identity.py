@@ -1,6 +1,8 @@
-"""`visaged evaluate-identity`: how well people are told apart on LFW's pairs, in every precision."""
+"""`visaged evaluate-identity`: how well people are told apart, in every precision or by other embedders."""
 
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,20 +21,30 @@ from ..pipelines.engines.ort_engine import OrtEngine
 from ..pipelines.engines.plan import Backend, Precision
 from ..pipelines.engines.plan_builder import PlanOrder, ensure_plan, open_engine
 from ..pipelines.engines.plan_store import PlanStore
-from ..pipelines.errors import SourceError
-from ..pipelines.model_store import ModelStore
-from ..pipelines.registry import FACE_RESNET
+from ..pipelines.ensemble import output_of
+from ..pipelines.errors import ConfigError, ModelError, PhotoError, SourceError
+from ..pipelines.learning.labelled_faces import photos_of_part
+from ..pipelines.learning.task import read_task
+from ..pipelines.learning.task_faces import FaceFinder
+from ..pipelines.learning.verification import accuracy_at, equal_error_rate, pairs_of, true_accepts
+from ..pipelines.model_store import ModelStore, NetworkFiles
+from ..pipelines.photo import read_photo
+from ..pipelines.registry import FACE_RESNET, SAME_PERSON, ChipRecipe
 from .bench import machine, write_json
-from .lfw import Pair, fold_accuracy, photo_path, read_pairs
-from .photo_faces import faces_of
+from .lfw import fold_accuracy, photo_path, read_pairs
+from .photo_faces import PhotoFace, faces_of
+from .release import read_member
 
 F32 = npt.NDArray[np.float32]
 Bool = npt.NDArray[np.bool_]
 I64 = npt.NDArray[np.int64]
 
 BATCH = 16
-AUTHOR_THRESHOLD = np.float32(0.6)
+N_FOLDS = 10  # of a task's pairs, as LFW has
 MAX_LOSS_POINTS = 0.2  # of accuracy, for a precision to be a default
+
+Chips = Mapping[ChipRecipe, F32]
+"""The faces that were found, `(N, C, S, S)` as each recipe cuts them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,24 +59,44 @@ class Trial:
 
 
 def evaluate_identity(
-    lfw: Annotated[Path, typer.Argument(help="Folder with LFW: images/ and a file pairs*.txt.")],
+    data: Annotated[
+        Path,
+        typer.Argument(help="LFW's folder, with images/ and a file pairs*.txt, or a task of people (TOML)."),
+    ],
+    network: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Compare this embedder of `visaged train` with dlib's, an ONNX file; may be repeated."
+        ),
+    ] = None,
     as_json: Annotated[Path | None, typer.Option("--json", help="Write the figures as JSON here.")] = None,
     config: Annotated[Path | None, typer.Option(help="The TOML file; only its folders count.")] = None,
 ) -> None:
-    """Measure on LFW how often the embedding says rightly whether two photos show one person.
+    """Measure how often the embedding says rightly whether two photos show one person.
 
-    Every precision of every CPU backend that is installed is compared with fp32, alone and against a gallery
-    in fp32. A precision becomes a default only if it loses no more than 0.2 points.
+    On the pairs of LFW, or on pairs drawn from the part test of a task of people. Every precision of every
+    CPU backend that is installed is compared with fp32, alone and against a gallery in fp32. A precision
+    becomes a default only if it loses no more than 0.2 points. With --network other embedders are compared,
+    in fp32: on people whom they have not learned from, or the figure is worthless.
 
-    Example:
+    Examples:
       visaged evaluate-identity ~/data/lfw
+      visaged evaluate-identity people.toml --network people/embedding.onnx
     """
     paths = find_config(config).paths
     models, plans = ModelStore(paths.cache, paths.wheels), PlanStore(paths.cache)
     console = Console(stderr=True)
-    pairs = read_pairs(_pairs_file(lfw))
-    chips, trial = gather(lfw / "images", pairs, models, console)
-    rows = list(measure(chips, trial, models, plans, console))
+    with tempfile.TemporaryDirectory(prefix="visaged-identity-") as scratch:
+        embedders = [models.files_of(FACE_RESNET.name)]
+        embedders += [read_embedder(word, models, Path(scratch)) for word in network or ()]
+        recipes = list(dict.fromkeys(files.row.recipe for files in embedders))
+        gather = gather_task if data.suffix == ".toml" else gather_lfw
+        chips, trial = gather(data, recipes, models, console)
+        rows = list(
+            compare(embedders, chips, trial)
+            if network
+            else measure(chips[FACE_RESNET.recipe], trial, models, plans, console)
+        )
     if as_json is not None:
         write_json(
             {"machine": machine(), "pairs": trial.n_pairs, "compared": len(trial.same), "rows": rows}, as_json
@@ -72,36 +104,106 @@ def evaluate_identity(
     Console().print(table_of(rows, trial))
 
 
-def gather(images: Path, pairs: list[Pair], models: ModelStore, console: Console) -> tuple[F32, Trial]:
-    """Return the chips `(N, 3, S, S)` of every photo in `pairs` in which a face is found, and the trial.
+def read_embedder(word: str, models: ModelStore, scratch: Path) -> NetworkFiles:
+    """Return the network that a name or the path of an ONNX file stands for.
 
     Raises:
-        SourceError: no photo, or no face in any pair.
+        ModelError: no such network, or it gives no embedding.
     """
+    files = read_member(word, models, scratch)
+    if output_of(files.row, "embedding") is None:
+        raise ModelError(f'{word} gives no embedding; train one on a task with output = "embedding"')
+    return files
+
+
+def gather_lfw(
+    lfw: Path, recipes: Sequence[ChipRecipe], models: ModelStore, console: Console
+) -> tuple[Chips, Trial]:
+    """Return the chips of every photo in LFW's pairs in which a face is found, and the trial.
+
+    Raises:
+        SourceError: no pairs, no photo, or no face in any pair.
+    """
+    pairs, images = read_pairs(_pairs_file(lfw)), lfw / "images"
     photos = sorted({photo for pair in pairs for photo in (pair.first, pair.second)})
     files = [photo_path(images, photo) for photo in photos]
     if not any(file.exists() for file in files):
         raise SourceError(f"{files[0]} and all others of the pairs are missing; name LFW's folder of people")
-    chips: list[F32] = []
-    row_of: dict[tuple[str, int], int] = {}
-    with Progress(console=console) as progress:
-        task = progress.add_task("looking for faces", total=len(files))
-        for photo, face in zip(photos, faces_of(files, models), strict=True):
-            if face is not None:
-                row_of[photo] = len(chips)
-                chips.append(face.chip(FACE_RESNET.recipe))
-            progress.advance(task)
-    found = [pair for pair in pairs if pair.first in row_of and pair.second in row_of]
-    if not found:
+    with _progress(console, len(files)) as advance:
+        chips, found = cut(faces_of(files, models), recipes, advance)
+    row_of = {photos[index]: row for row, index in enumerate(found)}
+    compared = [pair for pair in pairs if pair.first in row_of and pair.second in row_of]
+    if not compared:
         raise SourceError(f"no pair of {images} has a face in both photos; are these LFW's photos?")
     trial = Trial(
-        np.array([row_of[pair.first] for pair in found]),
-        np.array([row_of[pair.second] for pair in found]),
-        np.array([pair.is_same for pair in found]),
-        np.array([pair.fold for pair in found]),
+        np.array([row_of[pair.first] for pair in compared]),
+        np.array([row_of[pair.second] for pair in compared]),
+        np.array([pair.is_same for pair in compared]),
+        np.array([pair.fold for pair in compared]),
         len(pairs),
     )
-    return np.concatenate(chips), trial
+    return chips, trial
+
+
+def gather_task(
+    path: Path, recipes: Sequence[ChipRecipe], models: ModelStore, console: Console
+) -> tuple[Chips, Trial]:
+    """Return the chips of the faces in the part test of a task of people, and pairs drawn from them.
+
+    Raises:
+        ConfigError: no task, or not of people.
+        SourceError: no face, or nobody with two photos.
+    """
+    task = read_task(path)
+    if task.output != "embedding":
+        raise ConfigError(f'{path} has output = "{task.output}"; people are told apart in one of "embedding"')
+    photos, finder = photos_of_part(task, "test"), FaceFinder(task.input, models)
+    faces = (_face_of(photo.path, finder) for photo in photos)
+    with _progress(console, len(photos)) as advance:
+        chips, found = cut(faces, recipes, advance)
+    pairs = pairs_of(np.array([photos[index].label for index in found]), "test")
+    folds = np.arange(len(pairs)) % N_FOLDS
+    return chips, Trial(pairs.first, pairs.second, pairs.same, folds, len(pairs))
+
+
+def cut(
+    faces: Iterable[PhotoFace | None], recipes: Sequence[ChipRecipe], on_photo: Callable[[], None]
+) -> tuple[Chips, list[int]]:
+    """Return the chips of the faces that were found, and the index of each among `faces`."""
+    chips: dict[ChipRecipe, list[F32]] = {recipe: [] for recipe in recipes}
+    found: list[int] = []
+    for index, face in enumerate(faces):
+        if face is not None:
+            found.append(index)
+            for recipe, own in chips.items():
+                own.append(face.chip(recipe))
+        on_photo()
+    return {recipe: np.concatenate(own) for recipe, own in chips.items() if own}, found
+
+
+def _face_of(path: Path, finder: FaceFinder) -> PhotoFace | None:
+    try:
+        face = finder.find(read_photo(path))
+    except PhotoError:
+        return None
+    return None if face is None else PhotoFace(path, *face)
+
+
+@contextmanager
+def _progress(console: Console, n_photos: int) -> Iterator[Callable[[], None]]:
+    with Progress(console=console) as progress:
+        task = progress.add_task("looking for faces", total=n_photos)
+        yield lambda: progress.advance(task)
+
+
+def compare(embedders: Sequence[NetworkFiles], chips: Chips, trial: Trial) -> Iterator[dict[str, Any]]:
+    """Yield a row of figures for each embedder in fp32; what it loses is against the first."""
+    exact: dict[str, float] = {}
+    for files in embedders:
+        embeddings = embed(OrtEngine(files.onnx), chips[files.row.recipe])
+        own = score(embeddings, embeddings, trial)
+        exact = exact or own
+        yield {"engine": files.row.name, **own, "loss_points": exact["accuracy"] - own["accuracy"]}
 
 
 def measure(
@@ -139,7 +241,10 @@ def embed(engine: Engine, chips: F32) -> F32:
 
 
 def score(first: F32, second: F32, trial: Trial) -> dict[str, float]:
-    """Return accuracy in per cent: at thresholds from the other folds, its deviation over them, and at 0.6.
+    """Return figures in per cent.
+
+    Accuracy at thresholds from the other folds, its deviation over them, accuracy at 0.6, the equal error
+    rate, and the share of one person's pairs that are accepted where 1 % of two people's are.
 
     Args:
         first: `(N, D)` embeddings for the first photo of each pair.
@@ -148,21 +253,28 @@ def score(first: F32, second: F32, trial: Trial) -> dict[str, float]:
     """
     distances: F32 = np.linalg.norm(first[trial.first] - second[trial.second], axis=1)
     by_fold = 100 * fold_accuracy(distances, trial.same, trial.folds)
-    fixed = 100 * float(((distances < AUTHOR_THRESHOLD) == trial.same).mean())
-    return {"accuracy": float(by_fold.mean()), "deviation": float(by_fold.std()), "at_0.6": fixed}
+    exact = distances.astype(np.float64)
+    return {
+        "accuracy": float(by_fold.mean()),
+        "deviation": float(by_fold.std()),
+        "at_0.6": 100 * accuracy_at(exact, trial.same, SAME_PERSON),
+        "equal_error_rate": 100 * equal_error_rate(exact, trial.same),
+        "true_accepts_at_1_percent": 100 * true_accepts(exact, trial.same),
+    }
 
 
 def table_of(rows: list[dict[str, Any]], trial: Trial) -> Table:
     """Return the figures, for people."""
-    title = f"LFW: {len(trial.same)} of {trial.n_pairs} pairs, the others have a photo without a found face"
-    names = "engine", "accuracy %", "lost", "at 0.6 %", "embedding moved by: mean / max"
-    table = Table(*names, title=title, title_justify="left")
+    title = f"{len(trial.same)} of {trial.n_pairs} pairs, the others have a photo without a found face"
+    names = "accuracy %", "lost", "at 0.6 %", "EER %", "true accepts %", "moved by: mean / max"
+    table = Table("engine", *names, title=title, title_justify="left")
     for row in rows:
         lost = row.get("loss_points")
         verdict = "" if lost is None else f"{lost:+.2f}{'' if lost <= MAX_LOSS_POINTS else ' too much'}"
-        moved = f"{row['moved_mean']:.3f} / {row['moved_max']:.3f}" if lost is not None else ""
+        moved = f"{row['moved_mean']:.3f} / {row['moved_max']:.3f}" if "moved_mean" in row else ""
         accuracy = f"{row['accuracy']:.2f} ± {row['deviation']:.2f}"
-        table.add_row(row["engine"], accuracy, verdict, f"{row['at_0.6']:.2f}", moved)
+        others = [f"{row[name]:.2f}" for name in ("at_0.6", "equal_error_rate", "true_accepts_at_1_percent")]
+        table.add_row(row["engine"], accuracy, verdict, *others, moved)
     return table
 
 

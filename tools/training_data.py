@@ -1,7 +1,7 @@
 """What `visaged train` learns from: FER+ folders and task files, as aligned chips in three parts."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +29,7 @@ U8 = npt.NDArray[np.uint8]
 
 TRUNK = "dlib_face_recognition_resnet_model_v1.dat"
 PREDICTOR = "shape_predictor_5_face_landmarks.dat"
+_GIVES = {"label": "to name classes", "embedding": "to tell people apart"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +55,28 @@ class Loader:
     most: int = 0
     synthetic: float = 0.0
 
+    def output_of(self, paths: Sequence[Path]) -> str:
+        """Return what the data at `paths` teach: `label` or `embedding`.
+
+        Raises:
+            ConfigError: neither a folder nor a task file, or some teach the one and some the other.
+        """
+        outputs = ["label" if path.is_dir() else read_task(path).output for path in paths]
+        for output, path in zip(outputs, paths, strict=True):
+            if output != outputs[0]:
+                raise ConfigError(
+                    f"{paths[0]} teaches a network {_GIVES[outputs[0]]}, and {path} {_GIVES[output]}; "
+                    "write a recipe for each"
+                )
+        return outputs[0]
+
     def classes_of(self, path: Path) -> tuple[str, ...]:
         """Return the classes of the data at `path`: a task's own, or FER+'s.
 
         Raises:
-            ConfigError: neither a folder nor a task file, or a task without labels.
+            ConfigError: neither a folder nor a task file.
         """
-        if path.is_dir():
-            return FERPLUS_CLASSES
-        task = read_task(path)
-        if task.output != "label":
-            raise ConfigError(f'{path} has output = "{task.output}"; only tasks of labels can be learned')
-        return task.classes
+        return FERPLUS_CLASSES if path.is_dir() else read_task(path).classes
 
     def trunk(self) -> FaceResnet | None:
         """Return the imported weights of a network that has some.
@@ -84,9 +95,18 @@ class Loader:
             ConfigError: no such task, or a class that is not among `classes`.
             SourceError: nothing there that can be learned from.
         """
+        parts = self.load_as_they_are(path)
+        return Parts(*(part.in_classes(classes) for part in (parts.train, parts.tune, parts.test)))
+
+    def load_as_they_are(self, path: Path) -> Parts:
+        """Return the data at `path` as samples of their own classes; for an embedding, each part's people.
+
+        Raises:
+            ConfigError: no such task.
+            SourceError: nothing there that can be learned from.
+        """
         parts = self._ferplus(path) if path.is_dir() else self._task(path)
-        train = self.with_synthetic(parts.train) if self.synthetic else parts.train
-        return Parts(*(part.in_classes(classes) for part in (train, parts.tune, parts.test)))
+        return replace(parts, train=self.with_synthetic(parts.train)) if self.synthetic else parts
 
     def with_synthetic(self, train: Samples) -> Samples:
         """Return the training part with synthetic faces; say what was refused."""

@@ -20,6 +20,18 @@ OPSET = 17
 MIN_HALVED = 256  # numbers; smaller tensors stay as they are
 
 
+class _Embedding(torch.nn.Module):
+    """What is run live of an embedder: its features at the length at which distances are compared."""
+
+    def __init__(self, network: NormalisedNetwork, length: float) -> None:
+        super().__init__()
+        self.network, self.length = network, length
+
+    def forward(self, chips: torch.Tensor) -> torch.Tensor:
+        seen: Seen = self.network(chips)
+        return seen.features * self.length
+
+
 class _Logits(torch.nn.Module):
     """What is run live: logits that are calibrated as they stand, and the features."""
 
@@ -40,7 +52,26 @@ def export(
     Raises:
         ConfigError: chips of `recipe` are not what the normalisation was fitted for.
     """
-    whole = _Logits(NormalisedNetwork(normalisation, network, recipe), temperature).eval()
+    whole = NormalisedNetwork(normalisation, network, recipe)
+    return _graph(_Logits(whole, temperature), recipe, "logits", "features")
+
+
+def export_embedder(
+    network: Network, normalisation: Normalisation, recipe: ChipRecipe, length: float = 1.0
+) -> bytes:
+    """Return ONNX: input `chips` as `recipe` cuts them, output `embedding`: the features times `length`.
+
+    The last layer, which knows the people that were learned from, is left out.
+
+    Raises:
+        ConfigError: chips of `recipe` are not what the normalisation was fitted for.
+    """
+    whole = NormalisedNetwork(normalisation, network, recipe)
+    return _graph(_Embedding(whole, length), recipe, "embedding")
+
+
+def _graph(whole: torch.nn.Module, recipe: ChipRecipe, *outputs: str) -> bytes:
+    whole.eval()
     chips = torch.zeros(2, len(recipe.mean), recipe.size, recipe.size)
     buffer = io.BytesIO()
     with warnings.catch_warnings():
@@ -54,8 +85,8 @@ def export(
             dynamo=False,
             opset_version=OPSET,
             input_names=["chips"],
-            output_names=["logits", "features"],
-            dynamic_axes={name: {0: "N"} for name in ("chips", "logits", "features")},
+            output_names=list(outputs),
+            dynamic_axes={name: {0: "N"} for name in ("chips", *outputs)},
         )
     return buffer.getvalue()
 

@@ -1,8 +1,8 @@
 """Pictures of how a network learned and how well it does."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -110,15 +110,9 @@ def draw_training(epochs: Sequence[Epoch], path: Path, title: str) -> Path:
         (above, "loss", [e.train_loss for e in epochs], [e.tune_loss for e in epochs]),
         (below, "accuracy", [e.train_accuracy for e in epochs], [e.tune_accuracy for e in epochs]),
     )
-    marker = "o" if len(epochs) <= 40 else ""
     for axes, name, train, tune in curves:
-        axes.axvline(best.number, color=GREY, linewidth=1, linestyle=":")
-        axes.plot(numbers, train, color=ORANGE, marker=marker, markersize=3, label="train")
-        axes.plot(numbers, tune, color=BLUE, marker=marker, markersize=3, label="tune")
+        _draw_curves(axes, numbers, best.number, {"train": (ORANGE, train), "tune": (BLUE, tune)})
         axes.set_ylabel(name)
-        axes.grid(color=PALE_GREY, linewidth=0.7)
-        axes.spines[["top", "right"]].set_visible(False)
-        show_whole(axes.xaxis)
     above.plot(best.number, best.tune_loss, "o", color=BLUE, markersize=7)
     below.plot(best.number, best.tune_accuracy, "o", color=BLUE, markersize=7)
     above.legend(frameon=False)
@@ -127,6 +121,51 @@ def draw_training(epochs: Sequence[Epoch], path: Path, title: str) -> Path:
     line = f"best epoch {best.number} of {numbers[-1]}: tune loss {best.tune_loss:.3f}"
     set_title(figure, title, f"{line}, tune accuracy {best.tune_accuracy:.1%}")
     return write_figure(figure, path)
+
+
+def draw_verification(epochs: Sequence[Epoch], path: Path, title: str) -> Path:
+    """Write a PNG of an embedder by epoch: its loss, and who is known and which pairs are decided rightly.
+
+    Args:
+        epochs: at least one, in order; `tune_loss` is the equal error rate.
+        path: where to; the folder is made.
+        title: the epoch with the smallest equal error rate is added below it.
+
+    Returns:
+        `path`.
+    """
+    if not epochs:
+        raise ValueError("no epochs to draw")
+    numbers = [epoch.number for epoch in epochs]
+    best = min(epochs, key=lambda epoch: epoch.tune_loss)
+    figure, (above, below) = new_figure(7.0, 6.2, n_rows=2)
+    _draw_curves(above, numbers, best.number, {"train": (ORANGE, [e.train_loss for e in epochs])})
+    shares = {
+        "who is learned from: right": (ORANGE, [e.train_accuracy for e in epochs]),
+        "pairs of others: right": (BLUE, [e.tune_accuracy for e in epochs]),
+        "pairs of others: equal error rate": (GREY, [e.tune_loss for e in epochs]),
+    }
+    _draw_curves(below, numbers, best.number, shares)
+    above.set_ylabel("loss")
+    below.legend(frameon=False)
+    show_percent(below.yaxis, None)
+    below.set_xlabel("epoch")
+    line = f"best epoch {best.number} of {numbers[-1]}: equal error rate {best.tune_loss:.1%}"
+    set_title(figure, title, f"{line}, pairs right {best.tune_accuracy:.1%}")
+    return write_figure(figure, path)
+
+
+def _draw_curves(
+    axes: Any, numbers: Sequence[int], best: int, curves: Mapping[str, tuple[str, Sequence[float]]]
+) -> None:
+    """Draw values by epoch, each under its name and in its colour; the best epoch is marked."""
+    marker = "o" if len(numbers) <= 40 else ""
+    axes.axvline(best, color=GREY, linewidth=1, linestyle=":")
+    for name, (colour, values) in curves.items():
+        axes.plot(numbers, values, color=colour, marker=marker, markersize=3, label=name)
+    axes.grid(color=PALE_GREY, linewidth=0.7)
+    axes.spines[["top", "right"]].set_visible(False)
+    show_whole(axes.xaxis)
 
 
 def draw_reliability(bins: Reliability, path: Path, title: str) -> Path:

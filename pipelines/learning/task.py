@@ -2,6 +2,7 @@
 
     FOLDER/CLASS/photo.jpg            each photo its own group
     FOLDER/CLASS/GROUP/photo.jpg      photos of one person, track or session in a folder
+    FOLDER/PERSON/photo.jpg           for an embedding: the classes are the people, each a group
 
 Read before anything is trained: `describe` says what the data are worth.
 """
@@ -36,12 +37,17 @@ class TaskConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Short name."""
     input: Literal["frame", "face", "box"] = "face"
     """What a network gets: a `frame` and who is in it, the crop of a `face`, or a `box` in a frame."""
-    output: Literal["label", "embedding", "box"] = "label"
-    """What it gives: a `label` of a class, an `embedding` that tells people apart, or a `box`."""
-    classes: Annotated[tuple[str, ...], Meta(min_length=2)]
-    """Names of the classes, which are the names of their folders; for an embedding, the people."""
+    output: Literal["label", "embedding"] = "label"
+    """What it gives: a `label` of a class, or an `embedding` that tells people apart."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes, two at least, which are the names of their folders. Left out for an embedding:
+    every folder is a person."""
     folders: dict[Literal["train", "tune", "test"], Path]
     """Folder of each part; relative ones start at the task file. One part is enough: it is split by group."""
+
+    def __post_init__(self) -> None:
+        if len(self.classes) < 2 and (self.classes or self.output == "label"):
+            raise ValueError(f"classes must name two at least, not {len(self.classes)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +107,11 @@ def read_task(path: Path) -> TaskConfig:
             raise ConfigError(f"{path}: the folder of {part}, {folder}, is not there")
     if not folders:
         raise ConfigError(f"{path}: [folders] names none; say at least train = FOLDER")
-    return msgspec.structs.replace(task, folders=folders)
+    people = {child.name for folder in folders.values() for child in folder.iterdir() if child.is_dir()}
+    classes = task.classes or tuple(sorted(people))
+    if len(classes) < 2:
+        raise ConfigError(f"{path}: its folders hold {len(classes)} people; an embedding needs two at least")
+    return msgspec.structs.replace(task, folders=folders, classes=classes)
 
 
 def _as_path(kind: type, value: object) -> Path:
@@ -116,7 +126,8 @@ def photos_of(task: TaskConfig) -> Iterator[Photo]:
         for label in task.classes:
             for path in photos_below(folder / label):
                 inside = path.relative_to(folder / label).parts
-                yield Photo(path, part, label, inside[0] if len(inside) > 1 else path.stem)
+                group = inside[0] if len(inside) > 1 else path.stem
+                yield Photo(path, part, label, label if task.output == "embedding" else group)
 
 
 def describe(task: TaskConfig, on_photo: Callable[[], None] = lambda: None) -> Description:
@@ -165,7 +176,7 @@ def describe(task: TaskConfig, on_photo: Callable[[], None] = lambda: None) -> D
         leaks=tuple(leaks_of(photos, digests, np.array(hashes, np.uint64))),
         unreadable=tuple(unreadable),
         unknown=tuple(unknown),
-        advice=advice(learned),
+        advice=advice(learned) if task.output == "label" else advice_on_people(learned),
     )
 
 
@@ -213,3 +224,13 @@ def advice(counts: dict[str, int]) -> str:
     if total < 20_000:
         return "a network of at most about 1 M parameters from scratch, or the end part of an imported one"
     return "enough for a network like vgg13 from scratch; starting from an imported one is still quicker"
+
+
+def advice_on_people(counts: dict[str, int]) -> str:
+    """Return what an embedder can learn of so many photos of each person. Rules of thumb, not measured."""
+    n_twice = sum(count > 1 for count in counts.values())
+    if n_twice < 100:
+        return f"{n_twice} people have two photos or more: too few; use the embedder that is there"
+    if n_twice < 5_000:
+        return f"{n_twice} people have two photos or more: learn a head on the network dlib_resnet"
+    return f"{n_twice} people have two photos or more: enough for an embedder from scratch"

@@ -99,7 +99,7 @@ def load_faces(
     finder: FaceFinder,
     on_photo: Callable[[], None] = lambda: None,
 ) -> TaskFaces:
-    """Return the faces of `task` as samples of its classes.
+    """Return the faces of `task` as samples of its classes; for an embedding, of the part's own people.
 
     Parts that the task does not name are split off `train` by the groups' names. A photo whose pixels came
     before is dropped, test photos being looked at first: what is tested on may not be trained on.
@@ -131,7 +131,11 @@ def load_faces(
             f"the task {task.name} has no face in its part {empty}; "
             "add photos or groups, or name a folder for it"
         )
-    return TaskFaces(parts={part: _samples(cut, task.classes) for part, cut in chips.items()}, **counts)
+    parts = {
+        part: _samples(cut, task.classes if task.output == "label" else _people(cut))
+        for part, cut in chips.items()
+    }
+    return TaskFaces(parts=parts, **counts)
 
 
 def parted(task: TaskConfig) -> list[Photo]:
@@ -180,6 +184,10 @@ def _chip_of(path: Path, recipe: ChipRecipe, finder: FaceFinder, seen: set[bytes
     frame, landmarks = face
     chip: U8 = Cropper().crop(frame, landmarks[None], recipe)[0].astype(np.uint8)
     return chip.transpose(1, 2, 0)
+
+
+def _people(cut: list[tuple[U8, Photo]]) -> tuple[str, ...]:
+    return tuple(sorted({photo.label for _, photo in cut}))
 
 
 def _samples(cut: list[tuple[U8, Photo]], classes: tuple[str, ...]) -> Samples:

@@ -49,7 +49,8 @@ class TrainingConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     freeze_stages: Annotated[int, Meta(ge=0, le=100)] = 0
     """Stages from the input that stay as they are: only the end part learns."""
     patience: Annotated[int, Meta(ge=1, le=1000)] = 8
-    """Epochs without a smaller loss on the tuning part after which training stops."""
+    """Epochs without a smaller loss (for an embedding: equal error rate) on the tuning part after which
+    training stops."""
     synthetic_weight: Annotated[float, Meta(ge=0, le=1)] = 0.4
     """What a synthetic sample weighs beside a real one: the share of them that an epoch shows."""
     seed: int = 1
@@ -59,7 +60,10 @@ class TrainingConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Epoch(Struct, frozen=True, kw_only=True):
-    """What one pass over the training samples came to; losses in nats, accuracies in 0..1."""
+    """What one pass over the training samples came to; losses in nats, accuracies in 0..1.
+
+    The last two are what the run's judge says; see `embedder.PairJudge` for an embedding.
+    """
 
     number: int
     train_loss: float
@@ -91,6 +95,15 @@ Watch = Callable[[str, int, int, float], None]
 """Told within an epoch: what is being done, how many samples are done and of how many, mean loss so far."""
 
 
+Judge = Callable[[Seen, Samples], tuple[float, float]]
+"""From what a network says about N samples, and these, to a figure that is to be small and an accuracy."""
+
+
+def judge_labels(seen: Seen, samples: Samples) -> tuple[float, float]:
+    """Return the log loss against the vote shares, in nats, and the accuracy."""
+    return scores_of(seen.logits.numpy(), samples)
+
+
 @dataclass(frozen=True, slots=True)
 class _Steps:
     """What moves on with every batch, and who watches."""
@@ -112,6 +125,8 @@ class Run:
     folder: Path
     about: str = ""
     """What else decides the result: data, augmentation, losses. A checkpoint with another is refused."""
+    judge: Judge = judge_labels
+    """Says which epoch is the best."""
 
     def train(
         self,
@@ -159,11 +174,8 @@ class Run:
             start = time.perf_counter()
             steps = _Steps(optimiser, slope, watch)
             train_loss, train_accuracy = self._pass(train, seen[0] if seen else None, number, steps)
-            tune_loss, tune_accuracy = (
-                scores_of(answers(self.network, seen[1]), tune)
-                if seen
-                else score(self.network, tune, self.config.batch)
-            )
+            said = answers(self.network, seen[1]) if seen else ask(self.network, tune, self.config.batch)
+            tune_loss, tune_accuracy = self.judge(said, tune)
             epoch = Epoch(
                 number=number,
                 train_loss=train_loss,
@@ -238,7 +250,8 @@ class Run:
     def _optimiser(self) -> torch.optim.Optimizer:
         early = [p for stage in self.network.stages for p in stage.parameters()]
         ids = {id(p) for p in early}
-        late = [p for p in self.network.parameters() if id(p) not in ids] + list(self.losses.parameters())
+        late = [p for p in self.network.parameters() if id(p) not in ids]
+        late = list(dict.fromkeys([*late, *self.losses.parameters()]))  # an embedder shares its last layer
         groups = [
             {"params": early, "lr": self.config.rate * self.config.end_rate_factor},
             {"params": late, "lr": self.config.rate},
@@ -316,14 +329,16 @@ def scores_of(logits: F32, samples: Samples) -> tuple[float, float]:
 
 def infer(network: Network, samples: Samples, batch: int = 256) -> F32:
     """Return `(N, K)` logits of `samples` as they are."""
+    logits: F32 = ask(network, samples, batch).logits.numpy()
+    return logits
+
+
+def ask(network: Network, samples: Samples, batch: int = 256) -> Seen:
+    """Return what `network` says about `samples` as they are."""
     network.eval()
     with torch.no_grad():
-        rows = [
-            network(inputs_of(samples.pictures[at : at + batch])).logits
-            for at in range(0, len(samples), batch)
-        ]
-    logits: F32 = torch.cat(rows).numpy()
-    return logits
+        rows = [network(inputs_of(samples.pictures[at : at + batch])) for at in range(0, len(samples), batch)]
+    return Seen(torch.cat([seen.logits for seen in rows]), torch.cat([seen.features for seen in rows]))
 
 
 def _write_state(path: Path, state: Any) -> None:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .networks import Network
+from .networks import Network, Seen
 from .samples import Samples
 
 F32 = npt.NDArray[np.float32]
@@ -70,12 +70,11 @@ def see(
     return TrunkFeatures(maps, targets)
 
 
-def answers(network: Network, features: TrunkFeatures) -> F32:
-    """Return `(N, K)` logits: what the head of `network` says about the first view of every sample."""
+def answers(network: Network, features: TrunkFeatures) -> Seen:
+    """Return what the head of `network` says about the first view of every sample."""
     network.eval()
     with torch.no_grad():
-        logits: F32 = network.head(features.maps[0]).logits.numpy()
-    return logits
+        return network.head(features.maps[0])
 
 
 def inputs_of(pictures: U8) -> Tensor:

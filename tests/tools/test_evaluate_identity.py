@@ -28,7 +28,13 @@ def test_accuracy_is_measured_at_thresholds_from_the_other_folds() -> None:
 
     figures = score(embeddings, embeddings, trial_of([True, True, False, False]))
 
-    assert figures == {"accuracy": 100.0, "deviation": 0.0, "at_0.6": 100.0}
+    assert figures == {
+        "accuracy": 100.0,
+        "deviation": 0.0,
+        "at_0.6": 100.0,
+        "equal_error_rate": 0.0,
+        "true_accepts_at_1_percent": 100.0,
+    }
 
 
 def test_a_pair_on_the_wrong_side_counts_against() -> None:
@@ -42,6 +48,7 @@ def test_a_pair_on_the_wrong_side_counts_against() -> None:
 
 def test_a_precision_that_loses_too_much_is_marked(tmp_path: Path) -> None:
     row = {"accuracy": 98.0, "deviation": 0.1, "at_0.6": 97.0, "moved_mean": 0.1, "moved_max": 0.2}
+    row |= {"equal_error_rate": 3.0, "true_accepts_at_1_percent": 90.0}
     console = Console(width=120, record=True, file=(tmp_path / "out").open("w"))
 
     console.print(

@@ -218,10 +218,6 @@ def test_a_stage_without_data_and_a_class_without_a_place_are_refused(
 
     with pytest.raises(ConfigError, match=r"'site' .* needs data called 'site'.* --until large"):
         run(*words)
-    boxes = site.with_name("boxes.toml")
-    boxes.write_text('output = "box"\n' + site.read_text())
-    with pytest.raises(ConfigError, match="only tasks of labels"):
-        run(*words, "--data", f"site={boxes}")
     with pytest.raises(ConfigError, match="has no stage 'lrage'; it has large, site"):
         run(*words, "--until", "lrage")
     with pytest.raises(ConfigError, match="the class 'odd', which the network does not know"):

@@ -12,7 +12,12 @@ import pytest
 from visaged.pipelines.learning.metrics import Reliability, reliability
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra `learn`)")
-from visaged.pipelines.learning.plots import draw_confusion, draw_reliability, draw_training
+from visaged.pipelines.learning.plots import (
+    draw_confusion,
+    draw_reliability,
+    draw_training,
+    draw_verification,
+)
 
 CONFUSION = np.array([[90, 10, 0], [30, 20, 0], [0, 0, 0]])
 CLASSES = ("neutral", "happiness", "contempt")
@@ -50,6 +55,7 @@ def test_every_picture_is_a_png_in_a_folder_that_is_made(tmp_path: Path) -> None
     paths = [
         draw_confusion(CONFUSION, CLASSES, folder / "confusion.png", "a title"),
         draw_training(passes(12), folder / "training.png", "a title"),
+        draw_verification(passes(12), folder / "verification.png", "a title"),
         draw_reliability(bins_of(300), folder / "reliability.png", "a title"),
     ]
 

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pytest
 from typer.testing import CliRunner
 from visaged.pipelines.errors import ConfigError, SourceError
-from visaged.pipelines.learning.task import advice, describe, difference_hash, read_task
+from visaged.pipelines.learning.task import advice, describe, difference_hash, photos_of, read_task
 from visaged.tools.cli import build_app
 
 U8 = npt.NDArray[np.uint8]
@@ -112,7 +112,10 @@ def test_the_hash_survives_saving_and_scaling_but_not_another_picture() -> None:
     ("text", "sentence"),
     [
         ("name = 3", "is no task"),
-        ('name = "x"\nclasses = ["a"]\n[folders]\n', "length >= 2"),
+        ('name = "x"\nclasses = ["a"]\n[folders]\n', "two at least, not 1"),
+        ('name = "x"\n[folders]\n', "two at least, not 0"),
+        ('name = "x"\noutput = "embedding"\n[folders]\ntrain = "."\n', "hold 0 people"),
+        ('output = "box"\n' + TASK, "output"),
         ('name = "x"\nclasses = ["a", "b"]\n[folders]\n', "names none"),
         ('name = "x"\nclasses = ["a", "b"]\n[folders]\ntrain = "gone"\n', "is not there"),
         ('input = "smell"\n' + TASK, "input"),
@@ -123,6 +126,18 @@ def test_a_mistake_is_one_sentence(tmp_path: Path, text: str, sentence: str) -> 
 
     with pytest.raises(ConfigError, match=sentence):
         read_task(tmp_path / "task.toml")
+
+
+def test_the_classes_of_an_embedding_are_its_people_and_each_is_a_group(task: Path) -> None:
+    task.write_text('output = "embedding"\n' + TASK.replace('classes = ["glad", "sad"]', ""))
+    put(task.parent / "test" / "eve" / "photo.png", drawn(90))
+
+    people = read_task(task)
+
+    assert people.classes == ("eve", "glad", "sad")  # of all parts
+    assert {photo.group for photo in photos_of(people)} == set(people.classes)
+    leaks = {(leak.why, leak.first.parts[-2]) for leak in describe(people).leaks}
+    assert ("group", "glad") in leaks  # somebody is learned from and tested on
 
 
 def test_empty_folders_are_one_sentence(tmp_path: Path) -> None:

@@ -65,6 +65,23 @@ def test_a_group_is_in_one_part_whatever_its_classes(
     assert parts[TRAIN].pictures.shape == (6, 48, 48, 3)
 
 
+def test_the_people_of_an_embedding_are_in_one_part_and_each_part_knows_its_own(
+    tmp_path: Path, astronaut: U8, store: ModelStore
+) -> None:
+    crop = astronaut[FACE]
+    for index, name in enumerate(name for part in PARTS for name in people(part, 3)):
+        put(tmp_path / "train" / name / "a.png", tinted(crop, 2 * index))
+        put(tmp_path / "train" / name / "b.png", tinted(crop, 2 * index + 1))
+    text = 'name = "who"\ninput = "box"\noutput = "embedding"\n[folders]\ntrain = "train"\n'
+    (tmp_path / "task.toml").write_text(text)
+
+    parts = faces_of(read_task(tmp_path / "task.toml"), store).parts
+
+    for part, samples in parts.items():
+        assert samples.classes == tuple(sorted(people(part, 3))) and len(samples) == 6
+        assert samples.groups.tolist() == [samples.classes[label] for label in samples.labels]
+
+
 def test_pixels_that_are_tested_on_are_not_learned_from(
     tmp_path: Path, astronaut: U8, store: ModelStore
 ) -> None:

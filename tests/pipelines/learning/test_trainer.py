@@ -9,7 +9,7 @@ from visaged.pipelines.errors import ModelError
 from visaged.pipelines.learning.samples import Samples
 
 torch = pytest.importorskip("torch", reason="torch is not installed (extra `learn`)")
-from visaged.pipelines.learning.networks import NetworkConfig, build_network  # noqa: E402
+from visaged.pipelines.learning.networks import NetworkConfig, Seen, build_network  # noqa: E402
 from visaged.pipelines.learning.trainer import Epoch, Run, TrainingConfig, infer, score  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -96,6 +96,23 @@ def test_training_stops_when_the_tuning_loss_no_longer_falls(tmp_path: Path) -> 
     assert len(epochs) < 30
     best = min(epochs, key=lambda epoch: epoch.tune_loss)
     assert epochs[-1].number - best.number == 2
+
+
+def test_whoever_judges_chooses_the_epoch(tmp_path: Path) -> None:
+    run = run_in(tmp_path)
+    figures = iter([(0.4, 0.1), (0.2, 0.9), (0.3, 0.3), (0.3, 0.3)])
+    states = []
+
+    def judge(seen: Seen, samples: Samples) -> tuple[float, float]:
+        assert seen.features.shape[0] == len(samples) == len(TUNE)
+        states.append(run.network.last.weight.clone())
+        return next(figures)
+
+    run.judge = judge
+    epochs = run.train(TRAIN, TUNE)
+
+    assert [(epoch.tune_loss, epoch.tune_accuracy) for epoch in epochs][1] == (0.2, 0.9)
+    assert torch.equal(run.network.last.weight, states[1])
 
 
 def test_the_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
