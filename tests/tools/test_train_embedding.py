@@ -106,6 +106,8 @@ def test_people_become_an_embedder_that_is_compared_with_dlibs(
     rows = {row["engine"]: row for row in msgspec.json.decode((tmp_path / "j").read_bytes())["rows"]}
     assert list(rows) == ["face-resnet", "tints"] and "48 of 48 pairs" in measured
     assert rows["tints"]["at_0.6"] == pytest.approx(100 * card["accuracy"], abs=4)
+    lost = rows["face-resnet"]["accuracy"] - rows["tints"]["accuracy"]
+    assert rows["face-resnet"]["loss_points"] == 0 and rows["tints"]["loss_points"] == pytest.approx(lost)
     assert rows["face-resnet"]["at_0.6"] < 60  # a face in many tints is one person
     files = read_member(str(out / "tints.onnx"), store, tmp_path)
     assert files.row == row and "embedding" in OrtEngine(files.onnx).infer(

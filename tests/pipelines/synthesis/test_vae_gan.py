@@ -12,6 +12,7 @@ from visaged.pipelines.synthesis.generator import Generator
 torch = pytest.importorskip("torch", reason="torch is not installed (extra `learn`)")
 from visaged.pipelines.synthesis.vae_gan import (  # noqa: E402
     GeneratorRun,
+    _apart,
     _others,
     export_generator,
 )
@@ -67,6 +68,27 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(tmp_path: Path) -
     assert epochs == expected
     for name, value in whole.network.state_dict().items():
         assert torch.equal(value, resumed.network.state_dict()[name]), name
+
+
+def test_an_encoding_that_hides_the_class_leaves_it_to_what_is_asked_for(tmp_path: Path) -> None:
+    inputs = torch.from_numpy(TUNE.pictures.transpose(0, 3, 1, 2).astype(np.float32))
+    effects = []
+    for hiding in (0.0, 0.05):
+        config = msgspec.structs.replace(CONFIG, epochs=10, adversarial=0.0, hiding=hiding)
+        run = GeneratorRun(config, CLASSES, tmp_path / str(hiding))
+        run.train(TRAIN, TUNE)
+        with torch.no_grad():
+            dark, light = (run.network.redraw(inputs, torch.eye(2)[[label] * 16]) for label in (0, 1))
+        effects.append(float((light - dark)[:, :, 12:20, 12:20].mean()))
+
+    assert effects[1] > 2 * abs(effects[0])
+
+
+def test_likeness_is_measured_as_a_share() -> None:
+    maps = [torch.full((2, 3, 4, 4), 5.0), -torch.ones(2, 6, 2, 2)]
+
+    assert float(_apart([m.clone() for m in maps], maps)) == 0
+    assert float(_apart([2 * maps[0], maps[1]], maps)) == pytest.approx(0.5)
 
 
 def test_what_comes_out_is_the_mean_of_the_last_steps(tmp_path: Path) -> None:
