@@ -14,19 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import cv2
 import msgspec
 import numpy as np
 import numpy.typing as npt
 from msgspec import Meta, Struct
 
+from ...kernels.looks import NEAR_BITS, difference_hash
 from ..errors import ConfigError, PhotoError, SourceError
 from ..photo import photos_below, read_photo
 
 U64 = npt.NDArray[np.uint64]
-U8 = npt.NDArray[np.uint8]
 
-NEAR_BITS = 4  # of 64: photos whose hashes differ by no more are the same picture, saved or cropped again
 CHUNK = 512  # hashes compared at a time
 
 
@@ -200,16 +198,6 @@ def leaks_of(photos: list[Photo], digests: list[str], hashes: U64) -> Iterator[L
         known = first_of.setdefault((photo.label, photo.group), photo)
         if known.part != photo.part and photo.group != photo.path.stem:
             yield Leak("group", known.path, photo.path)
-
-
-def difference_hash(rgb: U8) -> int:
-    """Return 64 bits that say where a picture of 9 x 8 grey px grows brighter from left to right.
-
-    Alike for a picture that was saved, scaled or lit otherwise. Source: Krawetz, "Kind of like that", 2013.
-    """
-    grey = cv2.resize(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), (9, 8), interpolation=cv2.INTER_AREA)
-    bits = (grey[:, 1:] > grey[:, :-1]).ravel()
-    return int.from_bytes(np.packbits(bits).tobytes())
 
 
 def advice(counts: dict[str, int]) -> str:

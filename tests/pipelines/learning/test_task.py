@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pytest
 from typer.testing import CliRunner
 from visaged.pipelines.errors import ConfigError, SourceError
-from visaged.pipelines.learning.task import advice, describe, difference_hash, photos_of, read_task
+from visaged.pipelines.learning.task import advice, describe, photos_of, read_task
 from visaged.tools.cli import build_app
 
 U8 = npt.NDArray[np.uint8]
@@ -98,14 +98,6 @@ def test_duplicates_broken_files_and_foreign_folders_are_said(task: Path) -> Non
 )
 def test_few_photos_support_little_depth(counts: dict[str, int], word: str) -> None:
     assert word in advice(counts)
-
-
-def test_the_hash_survives_saving_and_scaling_but_not_another_picture() -> None:
-    first, second = drawn(1, 96), drawn(2, 96)
-    darker = (first * 0.7).astype(np.uint8)
-
-    assert (difference_hash(first) ^ difference_hash(darker)).bit_count() <= 4
-    assert (difference_hash(first) ^ difference_hash(second)).bit_count() > 15
 
 
 @pytest.mark.parametrize(
