@@ -20,7 +20,8 @@ from .label_noise import find_suspects, soft_targets
 from .parts import group_of, parts_of
 from .replay_memory import Remembered
 from .sample import Sample, State
-from .sample_store import SampleStore, StoredFace
+from .sample_store import SampleStore
+from .sealed_face import StoredFace
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]

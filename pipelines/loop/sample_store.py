@@ -5,11 +5,9 @@ SQLite is the source of truth (`samples.db`); pictures, probabilities and embedd
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import cv2
 import msgspec
 import numpy as np
 import numpy.typing as npt
@@ -23,10 +21,10 @@ from ..privacy.wall_clock import Correction, WallClock
 from ..registry import ChipRecipe
 from .sample import Label, Sample, SamplesConfig, Source, State, bucket_of
 from .sample_schema import SAMPLES
+from .sealed_face import StoredFace, open_embedding, open_face, seal_face
 from .sighting import Sighting
 
 F32 = npt.NDArray[np.float32]
-U8 = npt.NDArray[np.uint8]
 
 DAY_S = 86_400.0
 COLUMNS = (
@@ -38,26 +36,6 @@ THEIRS = (
     "SELECT id FROM samples WHERE person = ?1 OR (seen_as = ?1 AND person = '' AND NOT EXISTS "
     "(SELECT 1 FROM json_each(not_people) WHERE value = ?1 COLLATE NOCASE))"
 )
-
-
-class _Face(Struct, frozen=True):
-    """What `sealed_face` holds, as MessagePack; arrays are little-endian float32."""
-
-    png: bytes
-    landmarks: bytes
-    probabilities: bytes
-    members: dict[str, bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class StoredFace:
-    """The opened contents of a sample: see `Sighting`. `embedding` and `probabilities` may be missing."""
-
-    chip: U8
-    landmarks: F32
-    embedding: F32 | None
-    probabilities: F32 | None
-    members: dict[str, F32]
 
 
 class Wanted(Struct, frozen=True, kw_only=True):
@@ -163,16 +141,7 @@ class SampleStore:
         rows = self._file.rows("SELECT sealed_face, sealed_embedding FROM samples WHERE id = ?", (id,))
         if not rows:
             raise SampleError(f"the sample {id} is gone")
-        face = msgspec.msgpack.decode(self._sealer.open(rows[0][0], face_context(id)), type=_Face)
-        bgr = np.asarray(cv2.imdecode(np.frombuffer(face.png, np.uint8), cv2.IMREAD_COLOR), np.uint8)
-        embedding = None if rows[0][1] is None else self._open_embedding(id, rows[0][1])
-        return StoredFace(
-            chip=np.ascontiguousarray(bgr[..., ::-1]),
-            landmarks=_floats(face.landmarks).reshape(5, 2),
-            embedding=embedding,
-            probabilities=_floats(face.probabilities) if face.probabilities else None,
-            members={name: _floats(values) for name, values in face.members.items()},
-        )
+        return open_face(self._sealer, id, *rows[0])
 
     def chips(self, recipe: ChipRecipe, wanted: Wanted) -> Iterator[tuple[Sample, F32]]:
         """Yield every wanted sample with its chip for `recipe`, `(C, S, S)` float32 network input."""
@@ -188,7 +157,7 @@ class SampleStore:
             "ORDER BY stored_at DESC LIMIT ?",
             (space, n),
         )
-        opened = [self._open_embedding(id, sealed) for id, sealed in rows]
+        opened = [open_embedding(self._sealer, id, sealed) for id, sealed in rows]
         return np.stack(opened) if opened else np.zeros((0, 0), np.float32)
 
     def counts(self) -> dict[State, int]:
@@ -260,19 +229,9 @@ class SampleStore:
         )
 
     def _insert(self, sighting: Sighting, source: Source) -> None:
-        face = _Face(
-            png=cv2.imencode(".png", np.ascontiguousarray(sighting.chip[..., ::-1]))[1].tobytes(),
-            landmarks=_bytes(sighting.landmarks),
-            probabilities=b"" if sighting.probabilities is None else _bytes(sighting.probabilities),
-            members={name: _bytes(values) for name, values in sighting.members.items()},
-        )
-        id, embedding = sighting.id, sighting.embedding
-        sealed = self._sealer.seal(msgspec.msgpack.encode(face), face_context(id))
-        sealed_embedding = (
-            None if embedding is None else self._sealer.seal(_bytes(embedding), embedding_context(id))
-        )
+        sealed, sealed_embedding = seal_face(self._sealer, sighting)
         row: dict[str, Any] = {
-            "id": id,
+            "id": sighting.id,
             "source": source.value,
             "state": State.REVIEW.value,
             "camera": sighting.camera,
@@ -329,9 +288,6 @@ class SampleStore:
             if excess <= 0:
                 return
 
-    def _open_embedding(self, id: str, sealed: bytes) -> F32:
-        return _floats(self._sealer.open(sealed, embedding_context(id)))
-
 
 def _state_of(sample: Sample, label: Label) -> State:
     """Confirmed is what agrees with everything that was published; anything else corrects it."""
@@ -371,21 +327,3 @@ def _sample(row: tuple[Any, ...]) -> Sample:
     identity = msgspec.json.decode(values.pop("identity"), type=Identity)
     source, state = Source(values.pop("source")), State(values.pop("state"))
     return Sample(**values, source=source, state=state, identity=identity, label=label)
-
-
-def face_context(id: str) -> str:
-    """Return what the sealed face of a sample is bound to."""
-    return f"face of sample {id}"
-
-
-def embedding_context(id: str) -> str:
-    """Return what the sealed embedding of a sample is bound to."""
-    return f"embedding of sample {id}"
-
-
-def _bytes(values: F32) -> bytes:
-    return values.astype("<f4").tobytes()
-
-
-def _floats(raw: bytes) -> F32:
-    return np.frombuffer(raw, "<f4").astype(np.float32)

@@ -13,8 +13,8 @@ from ..message import EMOTIONS
 from ..registry import ChipRecipe
 from ..synthesis.synthesiser import Synthesiser
 from .replay_memory import Remembered, nothing
-from .sample_store import StoredFace
 from .schedule import LearningConfig
+from .sealed_face import StoredFace
 
 F32 = npt.NDArray[np.float32]
 

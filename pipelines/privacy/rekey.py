@@ -14,7 +14,7 @@ from ..cache_files import sync_folder, write_atomically
 from ..errors import StoreError
 from ..identity.gallery_schema import GALLERY, context_of
 from ..loop.sample_schema import SAMPLES
-from ..loop.sample_store import embedding_context, face_context
+from ..loop.sealed_face import embedding_context, face_context
 from .seal import KEY_BYTES, KEY_ID_BYTES, Sealer, key_id, read_keys
 from .store_file import StoreFile, StoreKind
 

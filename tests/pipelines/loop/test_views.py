@@ -6,8 +6,8 @@ import pytest
 from visaged.pipelines.detector import build_photo_detector
 from visaged.pipelines.engines.ort_engine import OrtEngine
 from visaged.pipelines.loop.replay_memory import Remembered
-from visaged.pipelines.loop.sample_store import StoredFace
 from visaged.pipelines.loop.schedule import LearningConfig
+from visaged.pipelines.loop.sealed_face import StoredFace
 from visaged.pipelines.loop.sighting import cut_sample_chip
 from visaged.pipelines.model_store import ModelStore
 from visaged.pipelines.registry import FACE_RESNET
