@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from ...kernels.looks import difference_hash
 from ..cropper import Cropper
 from ..errors import SampleError
 from ..importers.onnx_head import Layers, hidden_of
@@ -118,6 +119,7 @@ def look_at(
     kept: list[Sample] = []
     features: list[F32] = []
     committee: list[F32] = []
+    looks: list[int] = []
     cropper = Cropper()
     for at in range(0, len(samples), BATCH):
         batch = samples[at : at + BATCH]
@@ -126,6 +128,7 @@ def look_at(
             chips = [cropper.crop(face.chip, face.landmarks[None], recipe) for _, face in opened]
             features.append(look(np.concatenate(chips)))
             committee += [_published(face) for _, face in opened]
+            looks += [difference_hash(face.chip) for _, face in opened]
             kept += [sample for sample, _ in opened]
         if not go_on(at + len(batch)):
             return None
@@ -136,7 +139,7 @@ def look_at(
         np.concatenate(features),
         np.array([EMOTIONS.index(s.label.emotion) if s.label.emotion else UNLABELLED for s in kept]),
         np.stack(committee),
-        np.array(parts_of(kept)),
+        np.array(parts_of(kept, np.array(looks, np.uint64))),
         np.array([group_of(s) for s in kept]),
         np.zeros(len(kept), bool),
     )

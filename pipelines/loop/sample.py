@@ -102,12 +102,26 @@ class Sample(Struct, frozen=True, kw_only=True):
         return f"sample {self.id}"
 
 
-def bucket_of(camera: str, track: int, captured_at: float) -> int:
-    """Return the bucket, 0 to 9, of every sample of this track on this day (UTC).
+def who(label: Label, identity: Identity) -> str:
+    """Return who it is, as people say or else as the daemon thought; strangers have numbers, "" is nobody."""
+    taken_for = "" if identity.person in label.not_people else identity.person
+    return (label.person or taken_for).casefold()
 
-    All frames of a track share it, and whatever is made from them inherits it, so that no near-duplicate
-    comes into two parts of a split.
+
+def bucket_of_person(person: str) -> int:
+    """Return the bucket, 0 to 9, of a person as `who` names them."""
+    return _bucket(f"person {person}")
+
+
+def bucket_of(camera: str, track: int, captured_at: float, person: str = "") -> int:
+    """Return the bucket, 0 to 9, of a new sample: its person's, else that of its track on this day (UTC).
+
+    All frames of a track without a name share it, and whatever is made from them inherits it, so that no
+    near-duplicate comes into two parts of a split.
     """
     day = time.strftime("%Y-%m-%d", time.gmtime(captured_at))
-    digest = hashlib.sha256(f"{camera}/{track}/{day}".encode()).digest()
-    return int.from_bytes(digest[:8]) % N_BUCKETS
+    return bucket_of_person(person) if person else _bucket(f"{camera}/{track}/{day}")
+
+
+def _bucket(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) % N_BUCKETS

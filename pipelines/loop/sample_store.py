@@ -19,7 +19,7 @@ from ..message import Identity
 from ..privacy.store_file import open_store
 from ..privacy.wall_clock import Correction, WallClock
 from ..registry import ChipRecipe
-from .sample import Label, Sample, SamplesConfig, Source, State, bucket_of
+from .sample import Label, Sample, SamplesConfig, Source, State, bucket_of, who
 from .sample_schema import SAMPLES
 from .sealed_face import StoredFace, open_embedding, open_face, seal_face
 from .sighting import Sighting
@@ -97,7 +97,7 @@ class SampleStore:
         """
         with self._file.transaction():
             if not self._file.rows("SELECT 1 FROM samples WHERE id = ?", (sighting.id,)):
-                self._insert(sighting, source)
+                self._insert(sighting, source, label or Label())
             sample = self._set(sighting.id, label) if label is not None else self.sample(sighting.id)
             self._make_room()
         return sample
@@ -228,10 +228,11 @@ class SampleStore:
             (name,),
         )
 
-    def _insert(self, sighting: Sighting, source: Source) -> None:
+    def _insert(self, sighting: Sighting, source: Source, label: Label) -> None:
+        id, person = sighting.id, who(label, sighting.identity)
         sealed, sealed_embedding = seal_face(self._sealer, sighting)
         row: dict[str, Any] = {
-            "id": sighting.id,
+            "id": id,
             "source": source.value,
             "state": State.REVIEW.value,
             "camera": sighting.camera,
@@ -239,7 +240,7 @@ class SampleStore:
             "seq": sighting.seq,
             "captured_at": sighting.captured_at,
             "stored_at": self._now(),
-            "bucket": bucket_of(sighting.camera, sighting.track, sighting.captured_at),
+            "bucket": bucket_of(sighting.camera, sighting.track, sighting.captured_at, person),
             "release": sighting.release,
             "space": sighting.space,
             "quality": sighting.quality,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import msgspec
 import numpy as np
 import numpy.typing as npt
@@ -57,7 +58,10 @@ def look(rgb: U8, emotion: str, seed: int) -> tuple[U8, F32]:
     tint = np.array([0.25, 0.5, 1.0] if emotion == "anger" else [1.0, 0.5, 0.25])
     lit = np.clip(rgb * tint * random.uniform(0.8, 1.1) + random.normal(0, 6, rgb.shape), 0, 255)
     chip, marks = cut_sample_chip(lit.astype(np.uint8), LANDMARKS + random.normal(0, 2, (5, 2)).astype("f4"))
-    return chip, marks
+    shadows = cv2.resize(random.uniform(0.7, 1.3, (6, 6)), chip.shape[:2], interpolation=cv2.INTER_CUBIC)
+    return np.clip(chip * shadows[..., None], 0, 255).astype(
+        np.uint8
+    ), marks  # looks that are alike count once
 
 
 @pytest.fixture(scope="module")

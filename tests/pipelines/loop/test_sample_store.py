@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from visaged.kernels.looks import difference_hash
 from visaged.pipelines.cropper import Cropper
 from visaged.pipelines.errors import SampleError, StoreError
 from visaged.pipelines.loop.sample import (
@@ -16,6 +17,7 @@ from visaged.pipelines.loop.sample import (
     Source,
     State,
     bucket_of,
+    bucket_of_person,
 )
 from visaged.pipelines.loop.sample_schema import MIGRATIONS
 from visaged.pipelines.loop.sample_store import SampleStore, Wanted
@@ -192,6 +194,25 @@ def test_a_track_has_one_bucket_a_day_and_the_buckets_are_even() -> None:
     assert len({bucket_of("door", 3, noon + day * DAY_S) for day in range(30)}) > 1
 
 
+def test_the_bucket_is_that_of_the_person_where_one_is_known_when_it_is_stored(
+    store: SampleStore, make_sighting: MakeSighting
+) -> None:
+    """Else what is trained on by its person's part would be reserved by its track's, three times of ten."""
+    nobody = Identity(state="unknown")
+    stranger = Identity(state="unknown", person="unknown-7")
+    at = make_sighting().captured_at
+
+    taken = [store.add(make_sighting(n, track=n, identity=stranger), Source.RANDOM) for n in range(20)]
+    said_so = store.add(make_sighting(30, identity=stranger), Source.USER, said("fear", "Ada"))
+    denied = store.add(make_sighting(40, identity=stranger), Source.USER, said("fear", "", "unknown-7"))
+    nameless = store.add(make_sighting(50, identity=nobody), Source.RANDOM)
+    named = store.label(nameless.id, said("", "Ada"))
+
+    assert {sample.bucket for sample in taken} == {bucket_of_person("unknown-7")}
+    assert said_so.bucket == bucket_of_person("ada")
+    assert denied.bucket == nameless.bucket == named.bucket == bucket_of("door", 3, at)
+
+
 def test_the_bucket_is_stored_and_not_worked_out_again(
     store: SampleStore, make_sighting: MakeSighting, tmp_path: Path
 ) -> None:
@@ -209,11 +230,13 @@ def test_nothing_of_a_face_lies_open_on_the_disk(
     seen = make_sighting()
     store.add(seen, Source.USER, said("fear"))
     content = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    look = difference_hash(seen.chip)
 
     assert seen.embedding is not None and seen.probabilities is not None
     for secret in (
         b"\x89PNG", b"IDAT", seen.chip.tobytes()[:64], seen.embedding.tobytes()[:32],
         seen.landmarks.tobytes(), seen.probabilities.tobytes(),
+        look.to_bytes(8, "big"), look.to_bytes(8, "little"), str(look).encode(),
     ):  # fmt: skip
         assert secret not in content
     assert {path.stat().st_mode & 0o077 for path in tmp_path.iterdir()} == {0}
