@@ -16,7 +16,8 @@ import msgspec
 from ..pipelines.answer import Analysis, Answer
 from ..pipelines.assembly import Stages
 from ..pipelines.errors import GalleryError, SampleError, VisagedError
-from ..pipelines.loop.flag_policy import REMEMBERED, FlagPolicy
+from ..pipelines.loop.flag_policy import FlagPolicy
+from ..pipelines.loop.kept_faces import kept_in
 from ..pipelines.loop.recent_faces import RecentFaces
 from ..pipelines.loop.said import label_of, teach
 from ..pipelines.loop.sample import Sample, Source
@@ -71,7 +72,7 @@ class Flagging:
         if config.flags.automatic:
             space = stages.ensemble.embedding_space
             with SampleStore(config.paths.state, config.samples) as store:
-                self._policy = FlagPolicy(config.flags, store.embeddings(space, REMEMBERED))
+                self._policy = FlagPolicy(config.flags, kept_in(store, space))
 
     def close(self) -> None:
         """Write what waits and close the store."""
@@ -222,8 +223,8 @@ class Flagging:
         if self._failures.ends("samples"):
             log.info("samples can be stored again")
         self._metrics.flags.labels(source.value).inc()
-        if self._policy is not None and sighting.embedding is not None:
-            self._policy.remember(sighting.embedding)
+        if self._policy is not None:
+            self._policy.remember(sighting)
 
     def _look_at_clock(self) -> None:
         """Notice that the clock jumps; where it turns out to be right, let the writer correct the samples."""

@@ -12,17 +12,19 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Meta, Struct
 
+from ...kernels.looks import difference_hash, looks_like
 from .sample import Source
 from .sighting import Sighting
 
 F32 = npt.NDArray[np.float32]
+U64 = npt.NDArray[np.uint64]
 
 REASONS: tuple[Source, ...] = tuple(source for source in Source if source is not Source.USER)
 """Why the daemon itself keeps a face."""
 
-HOUR_NS = 3600 * 10**9
+HOUR_NS, DAY_S = 3600 * 10**9, 86_400.0
 NEIGHBOURS = 5  # k of the k nearest stored embeddings whose mean distance is a face's novelty
-REMEMBERED = 2000  # stored embeddings that are compared with
+REMEMBERED = 2000  # stored embeddings and looks that are compared with
 FLICKER_S = 3.0
 MAX_TRACKS = 4096  # whose history is kept, those seen last
 
@@ -34,6 +36,9 @@ class FlagsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     automatic: bool = False
     """Keep faces that the daemon is unsure of. Off: no picture is stored unless a person flags the face."""
+    per_day: Annotated[int, Meta(ge=0, le=100_000)] = 200
+    """Faces kept in any 24 hours at most, for all reasons together: what people can label, and may be kept
+    of those who pass."""
     random_share: Annotated[float, Meta(ge=0, le=1)] = 0.002
     """Share of all analysed faces kept whatever they look like: without it nothing says how good the daemon
     is on all faces."""
@@ -76,49 +81,87 @@ class _History:
     changes_ns: deque[int] = field(default_factory=lambda: deque(maxlen=100))
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What is stored already, newest first.
+
+    `embeddings` `(N, D)`, and the `looks` `(M,)` of chips as `difference_hash`. `at` is when the faces that
+    the daemon kept on its own were captured, wall-clock seconds since 1970. Hashes of faces are made when
+    they are needed and are nowhere on disk.
+    """
+
+    embeddings: F32
+    looks: U64
+    at: tuple[float, ...] = ()
+
+
+NOTHING_KEPT = Kept(np.zeros((0, 0), np.float32), np.zeros(0, np.uint64))
+
+
 class FlagPolicy:
     """Decides face by face. Owned by one thread."""
 
-    def __init__(self, config: FlagsConfig, stored: F32 | None = None) -> None:
-        """Begin with `stored`, `(N, D)` embeddings of samples, newest first."""
+    def __init__(self, config: FlagsConfig, kept: Kept = NOTHING_KEPT) -> None:
+        """Begin with what is `kept`."""
         self._config = config
         self._budgets: dict[Source, int] = {
             source: getattr(config, f"{source.value}_per_hour") for source in REASONS
         }
         self._kept_ns: dict[Source, deque[int]] = {source: deque() for source in REASONS}
         self._tracks: dict[tuple[str, int], _History] = {}
-        self._stored = np.zeros((0, 0), np.float32) if stored is None else stored[:REMEMBERED]
+        self._stored, self._looks = kept.embeddings[:REMEMBERED], kept.looks[:REMEMBERED]
+        self._kept_at = list(kept.at)
 
     def judge(self, sighting: Sighting) -> Source | None:
         """Return why `sighting` is worth keeping, or None; sightings of a camera come in their order.
 
-        Chance goes first and asks for nothing but its budget: what it keeps stands for all faces. Of several
-        other reasons the first with a budget left counts.
+        What looks like a stored face is not. Chance goes first and asks for nothing else but its budget: what
+        it keeps stands for all faces. Of several other reasons the first with a budget left counts.
         """
         history = self._follow(sighting)
-        now_ns = sighting.captured_ns
-        if self._is_drawn(sighting) and self._spend(Source.RANDOM, now_ns):
-            return Source.RANDOM
-        if sighting.quality < self._config.min_quality or sighting.face_px < self._config.min_face_px:
+        reasons = self._reasons(sighting, history)
+        if not reasons or self._is_full(sighting.captured_at) or self._is_stored(sighting):
             return None
-        if history.kept_ns is not None and now_ns - history.kept_ns < self._config.track_gap_s * 1e9:
-            return None
-        for source, applies in (
+        for source in reasons:
+            if self._spend(source, sighting):
+                if source is not Source.RANDOM:
+                    history.kept_ns = sighting.captured_ns
+                return source
+        return None
+
+    def remember(self, sighting: Sighting) -> None:
+        """Note that `sighting` is stored: it is no longer new, and what looks like it is not kept."""
+        look = np.array([difference_hash(sighting.chip)], np.uint64)
+        self._looks = np.concatenate([look, self._looks[: REMEMBERED - 1]])
+        if sighting.embedding is not None:
+            older, embedding = self._stored[: REMEMBERED - 1], sighting.embedding[None]
+            self._stored = np.concatenate([embedding, older]) if len(older) else embedding
+
+    def _reasons(self, sighting: Sighting, history: _History) -> list[Source]:
+        """Return every reason for keeping a face, the first to be asked first."""
+        config, now_ns = self._config, sighting.captured_ns
+        reasons = [Source.RANDOM] if self._is_drawn(sighting) else []
+        if sighting.quality < config.min_quality or sighting.face_px < config.min_face_px:
+            return reasons
+        if history.kept_ns is not None and now_ns - history.kept_ns < config.track_gap_s * 1e9:
+            return reasons
+        others = (
             (Source.DISAGREEMENT, self._is_disputed),
             (Source.IDENTITY_GREY, self._is_grey),
             (Source.FLICKER, self._flickers),
             (Source.LOW_MARGIN, self._is_close_call),
             (Source.NOVELTY, self._is_novel),
-        ):
-            if applies(sighting) and self._spend(source, now_ns):
-                history.kept_ns = now_ns
-                return source
-        return None
+        )
+        return [*reasons, *(source for source, applies in others if applies(sighting))]
 
-    def remember(self, embedding: F32) -> None:
-        """Note that a face like `embedding` `(D,)` is stored, and no longer new."""
-        older = self._stored[: REMEMBERED - 1]
-        self._stored = np.concatenate([embedding[None], older]) if len(older) else embedding[None]
+    def _is_stored(self, sighting: Sighting) -> bool:
+        """Whether a stored face looks the same."""
+        return bool(looks_like(difference_hash(sighting.chip), self._looks).any())
+
+    def _is_full(self, now_s: float) -> bool:
+        """Whether the day that ends now has had its faces; a clock set far away has not been here."""
+        self._kept_at = [at for at in self._kept_at if abs(now_s - at) < DAY_S]
+        return len(self._kept_at) >= self._config.per_day
 
     def _follow(self, sighting: Sighting) -> _History:
         """Take `sighting` into the history of its track, which becomes the one seen last."""
@@ -162,12 +205,13 @@ class FlagPolicy:
         distances = np.linalg.norm(self._stored - sighting.embedding, axis=1)
         return bool(np.sort(distances)[:NEIGHBOURS].mean() >= self._config.novelty)
 
-    def _spend(self, source: Source, now_ns: int) -> bool:
+    def _spend(self, source: Source, sighting: Sighting) -> bool:
         """Take one from the budget of the hour that ends now; False when it is used up."""
-        kept = self._kept_ns[source]
+        kept, now_ns = self._kept_ns[source], sighting.captured_ns
         while kept and now_ns - kept[0] >= HOUR_NS:
             kept.popleft()
         if len(kept) >= self._budgets[source]:
             return False
         kept.append(now_ns)
+        self._kept_at.append(sighting.captured_at)
         return True

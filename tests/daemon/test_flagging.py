@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import cv2
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import pytest
 from visaged.daemon.camera import CameraConfig
 from visaged.daemon.config import Config
@@ -29,12 +31,26 @@ from visaged.pipelines.message import EMOTIONS, Emotion, Face, FaceFrame, Identi
 from visaged.pipelines.privacy.audit import Deed, note, read_chain
 from visaged.pipelines.privacy.wall_clock import WallClock
 
+U8 = npt.NDArray[np.uint8]
+
 SPACE = "face-resnet"
 LANDMARKS = np.array([[300, 200], [270, 205], [180, 200], [212, 204], [240, 290]], np.float32)
 EMBEDDING = np.full(128, 0.08, np.float32)
 ADA = Identity(state="known", person="Ada", distance=0.3, margin=0.3)
 NONE = FlagsConfig()
 ALWAYS = FlagsConfig(automatic=True, random_share=1, random_per_hour=1000)
+
+
+def blots(seed: int) -> U8:
+    """A frame of soft blots, another for every seed."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (24, 32, 3)).astype(np.uint8)
+    return np.asarray(cv2.resize(coarse, (640, 480), interpolation=cv2.INTER_CUBIC), np.uint8)
+
+
+def noisy(rgb: U8, seed: int) -> U8:
+    """The frame as a camera sees it once more."""
+    values = rgb + np.random.default_rng(seed).normal(0, 3, rgb.shape)
+    return np.clip(values, 0, 255).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -79,9 +95,15 @@ class Bench:
         return time.time() + self.error_s
 
     def see(
-        self, seq: int, camera: str = "door", identity: Identity = ADA, *, is_published: bool = True
+        self,
+        seq: int,
+        camera: str = "door",
+        identity: Identity = ADA,
+        picture: U8 | None = None,
+        *,
+        is_published: bool = True,
     ) -> None:
-        """Answer one frame with one face, track 3."""
+        """Answer one frame with one face, track 3; without a `picture` it is grey, by its number."""
         shares = np.zeros(len(EMOTIONS), np.float32)
         shares[1] = 1
         analysis = Analysis(
@@ -89,7 +111,8 @@ class Bench:
             members={"one": shares, "two": shares}, release="abc",
             disagreement=0.0, quality=0.9, identity=identity,
         )  # fmt: skip
-        frame = Frame(camera, seq, time.monotonic_ns(), np.full((480, 640, 3), seq % 256, np.uint8))
+        grey = np.full((480, 640, 3), seq % 256, np.uint8)
+        frame = Frame(camera, seq, time.monotonic_ns(), grey if picture is None else picture)
         face = Face(track=3, box=(150, 100, 330, 310), identity=identity, emotion=Emotion(label="happiness"))
         faces = [face] if is_published else []
         result = FaceFrame(
@@ -99,6 +122,11 @@ class Bench:
         )  # fmt: skip
         embeddings = np.zeros((0, 128), np.float32)
         self.flagging.see(Answer(frame, faces, embeddings, {}, {3: analysis}), result)
+
+    def settle(self) -> None:
+        """Wait until what was picked is stored, and known to be."""
+        while self.flagging._automatic:
+            self.flagging.keep_house(is_gallery_changed=False)
 
     def flag(self, camera: str = "door", track: int = 3, **said: Any) -> Sample:
         """Flag, and wait for the answer."""
@@ -277,13 +305,41 @@ def test_automatic_flags_keep_faces_for_review_but_not_of_cameras_with_a_switch_
 ) -> None:
     bench = make(ALWAYS)
     for seq in (10, 20):
-        bench.see(seq)
-        bench.see(seq, "yard")
+        bench.see(seq, picture=blots(seq))
+        bench.see(seq, "yard", picture=blots(seq))
 
     stored = bench.stored()
 
     assert [(s.camera, s.source, s.state) for s in stored] == [("door", Source.RANDOM, State.REVIEW)] * 2
     assert 'visaged_flags_total{source="random"} 2.0' in bench.metrics.text()
+
+
+def test_a_still_face_is_kept_once_and_not_again_after_a_restart(make: Callable[..., Bench]) -> None:
+    bench, still = make(ALWAYS), blots(1)
+    for seq in range(10, 200):
+        bench.see(seq, picture=noisy(still, seq))
+        bench.settle()
+    (first,) = bench.stored()
+
+    after = make(ALWAYS)
+    after.see(300, picture=still)
+    after.see(310, picture=blots(2))
+
+    assert [sample.seq for sample in after.stored()] == [first.seq, 310]
+
+
+def test_the_budget_of_a_day_outlives_a_restart(make: Callable[..., Bench]) -> None:
+    flags = msgspec.structs.replace(ALWAYS, per_day=3)
+    bench = make(flags)
+    for seq in range(10, 12):
+        bench.see(seq, picture=blots(seq))
+    assert len(bench.stored()) == 2
+
+    after = make(flags)
+    for seq in range(20, 30):
+        after.see(seq, picture=blots(seq))
+
+    assert [sample.seq for sample in after.stored()] == [10, 11, 20]
 
 
 def test_automatic_flags_that_find_no_place_are_dropped_and_counted(

@@ -5,18 +5,33 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import cv2
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from visaged.pipelines.loop.flag_policy import FlagPolicy, FlagsConfig
+from visaged.kernels.looks import difference_hash
+from visaged.pipelines.loop.flag_policy import FlagPolicy, FlagsConfig, Kept
 from visaged.pipelines.loop.sample import Source
-from visaged.pipelines.loop.sighting import Sighting
+from visaged.pipelines.loop.sighting import SIDE_PX, Sighting
 from visaged.pipelines.message import EMOTIONS, Identity
 
 MakeSighting = Callable[..., Sighting]
+U8 = npt.NDArray[np.uint8]
 NO_CHANCE = FlagsConfig(random_share=0)
 HOUR = 36_000  # frames of a tenth of a second
+
+
+def blots(seed: int) -> U8:
+    """A chip of soft blots, another for every seed."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (12, 12, 3)).astype(np.uint8)
+    return np.asarray(cv2.resize(coarse, (SIDE_PX, SIDE_PX), interpolation=cv2.INTER_CUBIC), np.uint8)
+
+
+def kept_at(at: tuple[float, ...]) -> Kept:
+    """What is stored: faces of these times, of which nothing else is known."""
+    return Kept(np.zeros((0, 128), np.float32), np.zeros(0, np.uint64), at)
 
 
 def shares(first: float, second: float, winner: int = 0) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -68,19 +83,71 @@ def test_one_sample_of_a_track_in_ten_seconds(make_sighting: MakeSighting) -> No
 
 
 def test_a_novel_face_is_far_from_all_that_is_stored(make_sighting: MakeSighting) -> None:
-    known = make_sighting(seed=1).embedding
-    assert known is not None
-    policy = FlagPolicy(NO_CHANCE, np.stack([known] * 4))
-    assert policy.judge(make_sighting(seed=2)) is None  # too few are stored to say what is new
-    policy.remember(known)
+    """Every picture is another: only the embeddings decide."""
+    near, far = make_sighting(seed=1).embedding, make_sighting(seed=2).embedding
+    assert near is not None
+    policy = FlagPolicy(NO_CHANCE, Kept(np.stack([near] * 4), np.zeros(0, np.uint64)))
+    assert policy.judge(make_sighting(seed=3, embedding=far)) is None  # too few are stored to say what is new
+    policy.remember(make_sighting(seed=4, embedding=near))
+
+    assert policy.judge(make_sighting(seed=5, embedding=near)) is None
+    assert policy.judge(make_sighting(seed=6, embedding=far)) is Source.NOVELTY
+    for seed in range(7, 12):
+        policy.remember(make_sighting(seed=seed, embedding=far))
+    assert policy.judge(make_sighting(200, seed=12, embedding=far)) is None
+
+
+def test_a_look_that_is_stored_is_not_kept_again_for_any_reason(make_sighting: MakeSighting) -> None:
+    """A poster on the wall, in the light of the day and under one track after the other."""
+    poster, painting, window = blots(1), blots(2), blots(3)
+    stored = np.array([difference_hash(poster)], np.uint64)
+    config = FlagsConfig(random_share=1, random_per_hour=1000)
+    policy = FlagPolicy(config, Kept(np.zeros((0, 128), np.float32), stored))
+
+    assert policy.judge(make_sighting(10, chip=poster)) is None
+    assert policy.judge(make_sighting(20, chip=painting)) is Source.RANDOM
+    policy.remember(make_sighting(20, chip=painting))
+    for n in range(10, 50):
+        chip = (painting * (n / 50)).astype(np.uint8)
+        again = make_sighting(n * 100, track=n, chip=chip, disagreement=0.9, probabilities=shares(0.5, 0.5))
+        assert policy.judge(again) is None
+    assert policy.judge(make_sighting(9000, chip=window)) is Source.RANDOM
+
+
+def test_a_face_without_an_embedding_is_remembered_by_its_look(make_sighting: MakeSighting) -> None:
+    policy = FlagPolicy(FlagsConfig(random_share=1))
+
+    policy.remember(make_sighting(seed=1, embedding=None))
 
     assert policy.judge(make_sighting(seed=1)) is None
-    assert policy.judge(make_sighting(seed=2)) is Source.NOVELTY
-    new = make_sighting(seed=2).embedding
-    assert new is not None
-    for _ in range(5):
-        policy.remember(new)
-    assert policy.judge(make_sighting(200, seed=2)) is None
+    assert policy.judge(make_sighting(seed=2)) is Source.RANDOM
+
+
+@given(steps=st.lists(st.integers(1, 6 * HOUR), min_size=8, max_size=40), budget=st.integers(1, 4))
+def test_no_day_has_more_than_its_budget_whatever_the_reasons_and_a_restart_forgets_nothing(
+    make_sighting: MakeSighting, steps: list[int], budget: int
+) -> None:
+    config = FlagsConfig(per_day=budget, random_share=0, track_gap_s=0)
+    policy, kept = FlagPolicy(config), list[float]()
+    for n, seq in enumerate(itertools.accumulate(steps)):
+        seen = make_sighting(seq, **({"disagreement": 0.9} if n % 2 else {"probabilities": shares(0.5, 0.4)}))
+        in_this_day = sum(seen.captured_at - at < 86_400 for at in kept)
+        if n % 3 == 2:
+            policy = FlagPolicy(config, kept_at(tuple(kept[::-1])))
+
+        source = policy.judge(seen)
+
+        assert (source is not None) == (in_this_day < budget)
+        if source:
+            kept.append(seen.captured_at)
+
+
+def test_faces_kept_under_a_clock_that_was_wrong_block_nobody(make_sighting: MakeSighting) -> None:
+    years = 3 * 365 * 86_400
+    now = make_sighting().captured_at
+    policy = FlagPolicy(FlagsConfig(per_day=1, random_share=1), kept_at((now + years, now - years)))
+
+    assert policy.judge(make_sighting()) is Source.RANDOM
 
 
 def test_an_emotion_that_keeps_changing_is_kept(make_sighting: MakeSighting) -> None:
@@ -118,7 +185,7 @@ def test_a_reason_without_budget_leaves_the_face_to_the_next(make_sighting: Make
 
 
 def test_chance_takes_its_share_of_all_faces_and_the_same_again(make_sighting: MakeSighting) -> None:
-    config = FlagsConfig(random_share=0.1, random_per_hour=10_000)
+    config = FlagsConfig(random_share=0.1, random_per_hour=10_000, per_day=10_000)
     sightings = [make_sighting(seq, track=seq % 7 + 1, quality=0.0) for seq in range(1000)]
 
     drawn = [[FlagPolicy(config).judge(s) for s in sightings] for _ in range(2)]
