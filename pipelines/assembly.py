@@ -144,6 +144,21 @@ def load_release(config: EnsembleConfig, loader: EngineLoader, stored: StoredRel
     return LoadedRelease(key, release, ensemble, Fuser(release.fusion, heads))
 
 
+def load_named(configs: StageConfigs, name: str, state: Path, models: ModelStore) -> LoadedRelease:
+    """Return the release called `name`, loaded, its plans built first where needed.
+
+    Raises:
+        ReleaseError: there is none, or it is damaged.
+        ModelError, ConfigError: as `build_ensemble`.
+    """
+    ensemble = msgspec.structs.replace(configs.ensemble, release=name)
+    chosen = msgspec.structs.replace(configs, ensemble=ensemble)
+    configs, models, stored = choose_release(chosen, state, models)
+    loader = EngineLoader(configs.engine, models, max_batch=configs.ensemble.max_batch)
+    loader.build_missing(configs.ensemble.members)
+    return load_release(configs.ensemble, loader, stored)
+
+
 def missing_plans(configs: StageConfigs, state: Path, models: ModelStore) -> list[str]:
     """Return the members of the release that `configs` name which have no plan for this machine.
 

@@ -14,9 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ..daemon.config import Config, find_config
-from ..pipelines.assembly import choose_release, load_release
+from ..pipelines.assembly import load_named
 from ..pipelines.cache_files import write_atomically
-from ..pipelines.engines.engine_loader import EngineLoader
 from ..pipelines.ensemble import Ensemble, Outputs
 from ..pipelines.learning.ensembles import Members, diversity
 from ..pipelines.learning.labelled_faces import LabelledFaces, Part, answer, load_labelled
@@ -37,7 +36,7 @@ from ..pipelines.learning.metrics import (
 )
 from ..pipelines.message import EMOTIONS
 from ..pipelines.model_store import ModelStore
-from ..pipelines.releases.release import LoadedRelease, Release
+from ..pipelines.releases.release import Release
 
 F32 = npt.NDArray[np.float32]
 
@@ -70,7 +69,8 @@ def evaluate(
     """
     console = Console()
     settings = with_precision(find_config(config), precision)
-    asked = load_named(settings, release)
+    models = ModelStore(settings.paths.cache, settings.paths.wheels)
+    asked = load_named(settings.stages, release, settings.paths.state, models)
     labelled = load(settings, dataset, part)
     outputs = ask(asked.ensemble, labelled, console)
     asked.close()
@@ -90,21 +90,6 @@ def evaluate(
     if out is not None:
         write_report(out, asked.release, said, labelled)
         console.print(f"wrote report.json, confusion.png and reliability.png to {out}", soft_wrap=True)
-
-
-def load_named(settings: Config, name: str) -> LoadedRelease:
-    """Return the release called `name`, loaded, its plans built first where needed.
-
-    Raises:
-        ReleaseError: there is none, or it is damaged.
-    """
-    chosen = msgspec.structs.replace(settings.ensemble, release=name)
-    configs = msgspec.structs.replace(settings.stages, ensemble=chosen)
-    imported = ModelStore(settings.paths.cache, settings.paths.wheels)
-    configs, models, stored = choose_release(configs, settings.paths.state, imported)
-    loader = EngineLoader(configs.engine, models, max_batch=configs.ensemble.max_batch)
-    loader.build_missing(configs.ensemble.members)
-    return load_release(configs.ensemble, loader, stored)
 
 
 def with_precision(settings: Config, precision: str) -> Config:

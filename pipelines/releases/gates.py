@@ -63,7 +63,12 @@ class GateReport(Struct, frozen=True, kw_only=True):
     @property
     def passed(self) -> bool:
         """Whether every gate was passed; none at all is no pass."""
-        return bool(self.results) and all(result.passed for result in self.results)
+        return bool(self.results) and not self.failed
+
+    @property
+    def failed(self) -> tuple[GateResult, ...]:
+        """Return the gates that were not passed."""
+        return tuple(result for result in self.results if not result.passed)
 
 
 def read_report(stored: StoredRelease) -> GateReport | None:
@@ -212,11 +217,12 @@ def target_gain(facts: Facts) -> list[GateResult]:
         return []
     right = [_right(p, target.truth) for p in (target.candidate, target.champion)]
     n_fixed, n_broken = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
-    n, said = len(target), f"{n_fixed} mistakes mended, {n_broken} made"
+    n, said = len(target), f"of {len(target)} flagged faces {n_fixed} mistakes mended, {n_broken} made"
     if n < FEW_TARGETS:
         passed = n_fixed - n_broken >= LEAST_FIXES and n_fixed >= 2 * n_broken
         values = (float(n_fixed - n_broken), float(LEAST_FIXES), n)
-        return [_result("target gain", passed, values, f"{said}; at least twice as many are needed")]
+        needed = f"{LEAST_FIXES} more mended and twice as many are needed"
+        return [_result("target gain", passed, values, f"{said}; at least {needed}")]
     p = mid_p(n_fixed, n_broken)
     return [_result("target gain", p < MAX_P, (p, MAX_P, n), f"{said}; by chance with p = {p:.3f}")]
 
