@@ -329,17 +329,21 @@ def test_a_still_face_is_kept_once_and_not_again_after_a_restart(make: Callable[
 
 
 def test_the_budget_of_a_day_outlives_a_restart(make: Callable[..., Bench]) -> None:
-    flags = msgspec.structs.replace(ALWAYS, per_day=3)
+    """What people flag themselves is not on it."""
+    flags, before = msgspec.structs.replace(ALWAYS, per_day=3), make()
+    before.see(5, picture=blots(5))
+    before.flag(emotion="fear")
+    before.flagging.close()
     bench = make(flags)
     for seq in range(10, 12):
         bench.see(seq, picture=blots(seq))
-    assert len(bench.stored()) == 2
+    assert len(bench.stored()) == 3
 
     after = make(flags)
     for seq in range(20, 30):
         after.see(seq, picture=blots(seq))
 
-    assert [sample.seq for sample in after.stored()] == [10, 11, 20]
+    assert [sample.seq for sample in after.stored()] == [5, 10, 11, 20]
 
 
 def test_automatic_flags_that_find_no_place_are_dropped_and_counted(

@@ -71,7 +71,7 @@ NAMES = st.sampled_from(["", "Ada", "ada", "Ben", "Cy", "unknown-7"])
 BUCKETS = st.none() | st.integers(0, 9)
 DENIED = st.sampled_from([(), ("Ada",), ("unknown-7", "Ben")])
 SAMPLES = st.builds(sample, st.integers(1, 12), st.integers(0, 2), NAMES, NAMES, BUCKETS, DENIED)
-LOOKS = st.integers(0, 5).map(lambda kind: int(others(6)[kind]))
+LOOKS = st.integers(0, 29).map(lambda kind: int(others(30)[kind]))
 
 
 @settings(deadline=None)
@@ -112,6 +112,15 @@ def test_of_people_and_strangers_no_sample_is_left_out_nor_of_tracks_without_any
     nameless = [sample(track=n) for n in range(200, 400)]
 
     assert LEFT_OUT not in parts([*strangers, *nameless])
+
+
+def test_a_track_whose_name_was_denied_is_where_its_most_reserved_bucket_says() -> None:
+    """The denied sample has the bucket of somebody else, the nameless one that of the track."""
+    denied = sample(taken_for="Ada", not_people=("Ada",), bucket=5)
+
+    for bucket, part in ((0, "hold-out"), (2, "tune"), (9, "train")):
+        assert parts([denied, sample(bucket=bucket)]) == [part, part]
+        assert parts([sample(bucket=bucket), denied]) == [part, part]
 
 
 def test_a_look_that_comes_back_counts_once_also_under_another_name_and_on_another_track() -> None:
