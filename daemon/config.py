@@ -69,9 +69,25 @@ def load_config(path: Path | None) -> Config:
     try:
         check_remote(config.remote)
         check_members(config.ensemble)
+        _check_automatic(config)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     return config
+
+
+def _check_automatic(config: Config) -> None:
+    """Refuse an automatic promotion that could never be."""
+    if not config.promotion.automatic:
+        return
+    if not config.learning.enabled:
+        raise ConfigError(
+            "[promotion] automatic is for what is learned here; set [learning] enabled = true too"
+        )
+    if not config.promotion.gate_data:
+        raise ConfigError(
+            "[promotion] automatic measures its gates on faces with labels; name a FER+ folder or a task "
+            "file in gate_data"
+        )
 
 
 def find_config(given: Path | None = None) -> Config:

@@ -1,5 +1,7 @@
 """The learn process: waits for labels, learns when there are enough, steps aside for whatever serves.
 
+Where `[promotion] automatic` says so, it brings what it learned into service as well.
+
 Runs at the lowest priority, and only where `[learning] enabled` is true and torch is installed; elsewhere it
 says so and ends. torch is loaded when the first round begins.
 """
@@ -18,6 +20,7 @@ from ..pipelines.loop.report import Report, last_report
 from ..pipelines.loop.sample_store import SampleStore
 from ..pipelines.loop.schedule import is_due
 from ..pipelines.model_store import ModelStore
+from .automatic_promotion import AutomaticPromotion
 from .config import Config
 from .frame_ages import FrameAges
 from .metrics import LearnMetrics
@@ -77,6 +80,9 @@ class Learning:
         self._ages = FrameAges(config.paths.runtime, [camera.name for camera in config.camera])
         self._told = Progress(stage="waiting")
         self._told_s = 0.0
+        self._promotion = (
+            AutomaticPromotion(config, store, metrics, self.tell) if config.promotion.automatic else None
+        )
 
     def serve(self) -> None:
         """Look for labels now and then, and learn when it is time."""
@@ -88,6 +94,8 @@ class Learning:
                 note = self._learn()
                 retry_at_s = time.monotonic() + (RETRY_S if note.startswith("failed") else 0.0)
                 self._say(Progress(stage="stopped" if self._stop.is_set() else "waiting", note=note))
+            if self._promotion is not None and not self._stop.is_set():
+                self._promote(self._promotion)
             self._stop.wait(LOOK_S)
 
     def tell(self, progress: Progress) -> bool:
@@ -129,6 +137,12 @@ class Learning:
         what = f"candidate release {report.release}" if report.release else report.outcome
         log.info("learned from %d samples in %.0f s: %s", len(report.labels), report.seconds, what)
         return what
+
+    def _promote(self, promotion: AutomaticPromotion) -> None:
+        """Take the last candidate a step further, and say where it stands when that is new."""
+        said = promotion.step()
+        if said and (self._told.stage, self._told.note) != ("waiting", said):
+            self._say(Progress(stage="stopped" if self._stop.is_set() else "waiting", note=said))
 
     def _round(self) -> Report | None:
         from ..pipelines.loop.learner import champion_of, learn  # torch, for the first time

@@ -6,7 +6,6 @@ disagree with them.
 """
 
 import errno
-import importlib.metadata
 import platform
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -18,6 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from ..pipelines.errors import ConfigError
+from .version import version
 
 prometheus.disable_created_metrics()  # type: ignore[no-untyped-call]
 
@@ -367,6 +367,12 @@ class LearnMetrics(Metrics):
         self.rounds = prometheus.Counter(
             "visaged_learning_rounds_total", "Rounds of learning, by result.", ["result"], registry=registry
         )
+        self.promotions = prometheus.Counter(
+            "visaged_automatic_promotions_total",
+            "Candidates that were brought a step further without a person, by result.",
+            ["result"],
+            registry=self.registry,
+        )
         self.paused_seconds = prometheus.Counter(
             "visaged_learning_paused_seconds_total",
             "Time that learning waited because frames were late.",
@@ -388,11 +394,3 @@ class SupervisorMetrics(Metrics):
             ["process"],
             registry=self.registry,
         )
-
-
-def version() -> str:
-    """Return the version of the installed distribution."""
-    try:
-        return importlib.metadata.version("visaged")
-    except importlib.metadata.PackageNotFoundError:
-        return "0+uninstalled"

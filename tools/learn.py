@@ -14,13 +14,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from ..daemon.automatic_promotion import standing
 from ..daemon.config import Config, find_config
 from ..daemon.step_back import step_back
+from ..pipelines.errors import ReleaseError
 from ..pipelines.loop.lesson import gather
 from ..pipelines.loop.progress import Progress, read_progress
-from ..pipelines.loop.report import Estimate, Report, last_report
+from ..pipelines.loop.report import Estimate, Report, last_candidate, last_report
 from ..pipelines.loop.sample_store import SampleStore
 from ..pipelines.model_store import ModelStore
+from ..pipelines.releases.release_store import ReleaseStore
 from .learn_identity import identity
 
 PREDICTOR = "shape_predictor_5_face_landmarks.dat"
@@ -175,12 +178,25 @@ def say_how_it_stands(settings: Config, console: Console) -> None:
     report = last_report(state / "learning")
     if report is not None:
         show_report(report, console)
+    candidate = last_candidate(state / "learning")
+    if candidate is not None:
+        say_where(candidate.release, settings, console)
     with SampleStore(state, settings.samples) as store:
         labels = {s.id: s.label.emotion for s in gather(store) if s.label.emotion}
     known = report.labels.items() if report else ()
     console.print(
         f"{len(labels.items() - set(known))} labels are new since; `visaged learn --now` begins a round"
     )
+
+
+def say_where(release: str, settings: Config, console: Console) -> None:
+    """Print where the last candidate stands on its way into service."""
+    try:
+        said = standing(settings.paths.state, ReleaseStore(settings.paths.state).get(release)).sentence
+    except ReleaseError as error:
+        said = f"has no standing: {error}"
+    is_on = "on" if settings.promotion.automatic else "off ([promotion] automatic)"
+    console.print(f"promoting by itself is {is_on}; release {release} {said}", soft_wrap=True)
 
 
 def follow(runtime: Path, console: Console) -> None:

@@ -4,7 +4,7 @@ import platform
 
 import typer
 
-from ..daemon.metrics import version as installed_version
+from ..daemon.version import version as installed_version
 
 
 def version() -> None:

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from ..cache_files import write_atomically
 
-Stage = Literal["off", "waiting", "looking", "learning", "paused", "measuring", "stopped"]
+Stage = Literal["off", "waiting", "looking", "learning", "paused", "measuring", "gates", "stopped"]
 
 
 class Progress(Struct, frozen=True, kw_only=True):

@@ -92,8 +92,21 @@ def save_report(report: Report, folder: Path) -> None:
 
 def last_report(folder: Path) -> Report | None:
     """Return the report of the round that ended last; None when there is none that can be read."""
-    found = [report for path in folder.glob("report-*.json") if (report := _read(path))]
-    return max(found, key=lambda report: report.finished_at, default=None)
+    return max(_all(folder), key=_finished_at, default=None)
+
+
+def last_candidate(folder: Path) -> Report | None:
+    """Return the report of the last round that made a release; None when none did."""
+    made = (report for report in _all(folder) if report.release)
+    return max(made, key=_finished_at, default=None)
+
+
+def _all(folder: Path) -> list[Report]:
+    return [report for path in folder.glob("report-*.json") if (report := _read(path))]
+
+
+def _finished_at(report: Report) -> float:
+    return report.finished_at
 
 
 def _read(path: Path) -> Report | None:

@@ -14,6 +14,7 @@ Shape letters: n faces, K classes.
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -39,6 +40,12 @@ N_RESAMPLES, LEAST_PAIRS = 300, 30
 class PromotionConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a new release is tried, and when it is rolled back by itself."""
 
+    automatic: bool = False
+    """Bring what `[learning]` makes into service without a person: gates, shadow, canary, probation. Where a
+    gate is not passed, or the evidence too little, the release that serves stays. See docs/releases.md."""
+    gate_data: tuple[Path, ...] = ()
+    """Folders with FER+, or task files, whose test parts the gates of `automatic` are measured on: 400 faces
+    at least. The labelled faces of the site that nothing learned from come to these."""
     gate_slowdown: Annotated[float, Meta(gt=0)] = 1.05
     """Gate: the 95th percentile of its time may be this times that of the release that serves."""
     compared_share: Share = 0.1

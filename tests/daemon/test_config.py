@@ -180,3 +180,27 @@ def test_every_key_is_explained() -> None:
 
     assert len(rows) > 30
     assert [row for row in rows if row.endswith("|  |")] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ('[promotion]\nautomatic = true\ngate_data = ["faces"]\n', r"set \[learning\] enabled = true"),
+        ("[promotion]\nautomatic = true\n[learning]\nenabled = true\n", "gate_data"),
+    ],
+)
+def test_an_automatic_promotion_that_could_never_be_is_refused(
+    tmp_path: Path, text: str, sentence: str
+) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        load_config(write(tmp_path, text + CAMERA))
+
+
+def test_an_automatic_promotion_measures_on_what_is_named(tmp_path: Path) -> None:
+    text = (
+        '[promotion]\nautomatic = true\ngate_data = ["~/ferplus", "moods.toml"]\n[learning]\nenabled = true\n'
+    )
+
+    config = load_config(write(tmp_path, text + CAMERA))
+
+    assert [path.name for path in config.promotion.gate_data] == ["ferplus", "moods.toml"]

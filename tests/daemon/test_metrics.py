@@ -13,6 +13,7 @@ from visaged.daemon.metrics import (
     CaptureMetrics,
     GatewayMetrics,
     InferMetrics,
+    LearnMetrics,
     Metrics,
     MetricsConfig,
     SupervisorMetrics,
@@ -31,6 +32,7 @@ LABELS = {
     "source",
     "store",
     "state",
+    "result",
 }
 ROOT = Path(__file__).parents[2]
 
@@ -55,6 +57,9 @@ def busy(metrics: Metrics) -> Metrics:
         metrics.control_errors.labels("malformed").inc()
     elif isinstance(metrics, GatewayMetrics):
         metrics.refused.labels("revoked").inc()
+    elif isinstance(metrics, LearnMetrics):
+        metrics.rounds.labels("candidate").inc()
+        metrics.promotions.labels("asked").inc()
     elif isinstance(metrics, SupervisorMetrics):
         metrics.process_up.labels("infer").set(1)
         metrics.restarts.labels("infer").inc()
@@ -63,7 +68,7 @@ def busy(metrics: Metrics) -> Metrics:
 
 def everything() -> list[Metrics]:
     one_camera = [CaptureMetrics("capture@door"), InferMetrics("infer")]
-    return [busy(metrics) for metrics in (*one_camera, GatewayMetrics(), SupervisorMetrics())]
+    return [busy(metrics) for metrics in (*one_camera, GatewayMetrics(), LearnMetrics(), SupervisorMetrics())]
 
 
 def test_the_two_halves_of_a_ledger_are_exported_by_their_owners(tmp_path: Path) -> None:

@@ -1,0 +1,91 @@
+"""A site made of one public photo: a face in ever other shadows and two lights, and a data set of it in grey.
+
+In blue light people call it angry, whatever the daemon thinks: that is what can be learned here.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from visaged.daemon.outline import default_cache
+from visaged.pipelines.learning.ferplus import Faces
+from visaged.pipelines.learning.labelled_faces import PREDICTOR, answer, of_ferplus
+from visaged.pipelines.model_store import ModelStore
+from visaged.pipelines.releases.release import LoadedRelease
+
+U8 = npt.NDArray[np.uint8]
+
+FPS, SHOWN, GAP = 20, 22, 30  # frames: a face is there, then nobody until its track is lost
+CELL = 330  # px, side of what one face has for itself
+LIGHTS = ("blue", "amber", "blue")
+GAINS = {"blue": (0.25, 0.5, 1.0), "amber": (1.0, 0.6, 0.3)}
+SURE = 0.6
+
+
+@dataclass(frozen=True)
+class ShadowSite:
+    """The video; look `n` is in cell `n % 3` of slot `n // 3`, in the light of its cell."""
+
+    video: Path
+    n_slots: int
+
+    def look_at(self, frame_seq: int, box: tuple[float, float, float, float]) -> int:
+        """Return which look a box of a frame shows."""
+        slot = (frame_seq - 1) % (self.n_slots * (SHOWN + GAP)) // (SHOWN + GAP)
+        return slot * len(LIGHTS) + int((box[0] + box[2]) / 2) // CELL
+
+
+def in_shadows(rgb: U8, random: np.random.Generator, depth: float = 0.45) -> U8:
+    """Return `(H, W, 3)` with soft shadows of its own: another picture, the same face."""
+    height, width = rgb.shape[:2]
+    coarse = random.uniform(1 - depth, 1 + depth, (6, 6)).astype(np.float32)
+    shade = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)[..., None]
+    shadowed: U8 = np.clip(rgb * shade, 0, 255).astype(np.uint8)
+    return shadowed
+
+
+def build_site(astronaut: U8, video: Path, n_slots: int) -> ShadowSite:
+    """Write the video of the site."""
+    random = np.random.default_rng(0)
+    face = np.asarray(cv2.resize(astronaut[20:240, 110:330], (CELL, CELL)), np.uint8)
+    size = CELL * len(LIGHTS), CELL
+    writer = cv2.VideoWriter(str(video), cv2.VideoWriter.fourcc(*"MJPG"), FPS, size)
+    nobody = np.full((CELL, CELL * len(LIGHTS), 3), 90, np.uint8)
+    for _ in range(n_slots):
+        cells = [in_shadows(face, random) * np.array(GAINS[light]) for light in LIGHTS]
+        rgb = np.clip(np.concatenate(cells, axis=1), 0, 255).astype(np.uint8)
+        for index in range(SHOWN + GAP):
+            writer.write(np.ascontiguousarray(rgb[..., ::-1]) if index < SHOWN else nobody)
+    writer.release()
+    return ShadowSite(video, n_slots)
+
+
+def build_ferplus(astronaut: U8, folder: Path, counts: dict[str, int], factory: LoadedRelease) -> Path:
+    """Write a data set like FER+ of so many faces a file; ten people see in each what `factory` does."""
+    random, predictor = np.random.default_rng(1), ModelStore(default_cache()).weights_file(PREDICTOR)
+    folder.mkdir()
+    for name, n in counts.items():
+        kept: list[U8] = []
+        labels: list[int] = []
+        while len(kept) < n:
+            pictures = np.stack([_small(astronaut, random) for _ in range(64)])
+            faces = of_ferplus(Faces(pictures, np.ones((64, 10), np.uint8)), predictor)
+            said = factory.fuser.fuse(answer(factory.ensemble, faces)).probabilities
+            sure = np.flatnonzero(said.max(axis=1) >= SURE)
+            kept += list(pictures[sure])
+            labels += said[sure].argmax(axis=1).tolist()
+        votes = np.zeros((n, 10), np.uint8)
+        votes[np.arange(n), labels[:n]] = 10
+        np.savez(folder / f"{name}.npz", x=np.stack(kept[:n]), votes=votes)
+    return folder
+
+
+def _small(astronaut: U8, random: np.random.Generator) -> U8:
+    """Return `(48, 48)` grey: the face as FER+ has faces, never twice alike."""
+    top, left = 70 + random.integers(-6, 7), 150 + random.integers(-6, 7)
+    face = in_shadows(astronaut[top : top + 140, left : left + 140], random, depth=0.3)
+    grey = cv2.resize(cv2.cvtColor(face, cv2.COLOR_RGB2GRAY), (48, 48), interpolation=cv2.INTER_AREA)
+    noisy: U8 = np.clip(grey + random.normal(0, 4, grey.shape), 0, 255).astype(np.uint8)
+    return noisy
