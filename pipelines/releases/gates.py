@@ -126,6 +126,12 @@ class Cost:
     candidate_bytes: int
     free_bytes: int
 
+    @property
+    def p95_s(self) -> tuple[float, float]:
+        """95th percentile of candidate and champion, in seconds."""
+        ours, theirs = (float(np.quantile(s, 0.95)) for s in (self.candidate_s, self.champion_s))
+        return ours, theirs
+
 
 @dataclass(frozen=True, slots=True)
 class Facts:
@@ -264,11 +270,10 @@ def forgetting(facts: Facts) -> list[GateResult]:
 
 def latency(facts: Facts) -> list[GateResult]:
     """Whether the candidate is as fast: 95th percentiles of the same batches, taken in turns."""
-    cost = facts.cost
-    ours, theirs = (float(np.quantile(s, 0.95)) for s in (cost.candidate_s, cost.champion_s))
+    ours, theirs = facts.cost.p95_s
     bound = facts.max_slowdown * theirs
     sentence = f"95 % of the batches take {ours * 1e3:.1f} ms, of the champion's {theirs * 1e3:.1f} ms"
-    return [_result("latency", ours <= bound, (ours, bound, len(cost.candidate_s)), sentence)]
+    return [_result("latency", ours <= bound, (ours, bound, len(facts.cost.candidate_s)), sentence)]
 
 
 def memory(facts: Facts) -> list[GateResult]:

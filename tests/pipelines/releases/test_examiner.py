@@ -13,7 +13,7 @@ from visaged.pipelines.learning.labelled_faces import LabelledFaces
 from visaged.pipelines.learning.metrics import Truth
 from visaged.pipelines.message import EMOTIONS
 from visaged.pipelines.model_store import ModelStore
-from visaged.pipelines.releases.examiner import Exam, Examiner
+from visaged.pipelines.releases.examiner import MAX_TIMINGS, Exam, Examiner
 from visaged.pipelines.releases.gates import read_report
 from visaged.pipelines.releases.promotion import PromotionJournal
 from visaged.pipelines.releases.release import FACTORY, Release
@@ -55,6 +55,7 @@ def test_an_examination_says_how_far_it_is_and_is_kept_with_its_verdict(
         base={"one": faces(astronaut, ["happiness"] * 5), "two": faces(astronaut, ["anger"])},
         target={"flagged": faces(astronaut, [])},
         runs=RUNS,
+        max_slowdown=1e9,
     )
 
     report = examiner.examine(
@@ -76,6 +77,25 @@ def test_an_examination_says_how_far_it_is_and_is_kept_with_its_verdict(
     journal = PromotionJournal(tmp_path).read()
     assert journal.state_of(candidate.release.id) == "refused"
     assert journal.history[-1].why.startswith("non-inferiority, target gain")
+
+
+@pytest.mark.parametrize(("max_slowdown", "timings"), [(1e-9, MAX_TIMINGS), (1e9, 1)])
+def test_a_release_that_seems_too_slow_is_timed_again_before_it_is_said(
+    examiner: Examiner, candidate: StoredRelease, astronaut: U8, max_slowdown: float, timings: int
+) -> None:
+    told: list[tuple[int, int]] = []
+    exam = Exam(base={"one": faces(astronaut, ["happiness"])}, runs=RUNS, max_slowdown=max_slowdown)
+
+    report = examiner.examine(
+        candidate.release.id,
+        exam,
+        lambda done, of: not told.append((done, of)),  # type: ignore[func-returns-value]
+    )
+
+    assert report is not None
+    (latency,) = (result for result in report.results if result.name == "latency")
+    assert (latency.n, latency.passed) == (timings * RUNS, timings == 1)
+    assert told[-1] == (2 + timings * RUNS, 2 + timings * RUNS)
 
 
 @pytest.mark.parametrize("ends_at", [1, 13])
