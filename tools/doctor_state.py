@@ -1,6 +1,7 @@
 """What `visaged doctor` looks at in the installation: networks, plans, keys, releases, the daemon."""
 
 import contextlib
+import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -131,6 +132,18 @@ def releases(config: Config) -> Iterator[Finding]:
         else:
             yield ok(f"release {name}", "whole")
     yield from tried("releases", lambda: _marked(state))
+    if config.promotion.automatic:
+        yield from _gate_data(config)
+
+
+def _gate_data(config: Config) -> Iterator[Finding]:
+    for path in config.promotion.gate_data:
+        needed = path.expanduser() if path.suffix == ".toml" else path.expanduser() / "PublicTest.npz"
+        if os.access(needed, os.R_OK):
+            yield ok(f"gate data {path}", "there")
+        else:
+            mend = "put it there, where the daemon may read it, or name another in [promotion] gate_data"
+            yield warn(f"gate data {path}", f"{needed} cannot be read: nothing is promoted by itself", mend)
 
 
 def _marked(state: Path) -> Iterator[Finding]:

@@ -29,6 +29,7 @@ from visaged.pipelines.identity.gallery import Gallery
 from visaged.pipelines.model_store import ModelStore
 from visaged.pipelines.releases.promotion import PromotionJournal
 from visaged.pipelines.releases.release_store import ReleaseStore
+from visaged.pipelines.releases.trial import PromotionConfig
 from visaged.tools import doctor_machine, doctor_state
 from visaged.tools.cli import build_app
 from visaged.tools.doctor import line_of
@@ -350,6 +351,19 @@ def answering(runtime: Path, answer: dict[str, Any]) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
+
+
+def test_faces_for_the_gates_that_are_not_there(paths: PathsConfig, tmp_path: Path) -> None:
+    (tmp_path / "moods.toml").write_text("")
+    data = tmp_path / "moods.toml", tmp_path / "ferplus"
+
+    def found(*, automatic: bool) -> dict[str, Finding]:
+        promotion = PromotionConfig(automatic=automatic, gate_data=data)
+        return not_ok(doctor_state.releases(Config(paths=paths, promotion=promotion)))
+
+    assert found(automatic=False) == {}
+    (missing,) = found(automatic=True).values()
+    assert missing.check == f"gate data {data[1]}" and "PublicTest.npz cannot be read" in missing.what
 
 
 def test_what_the_running_daemon_says(runtime: Path) -> None:
