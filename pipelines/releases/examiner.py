@@ -33,7 +33,7 @@ F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
 N_TIMED = 8  # faces in a batch that is timed
-MAX_TIMINGS = 5  # of all runs, while the candidate seems too slow: beside other work one timing in five lies
+MAX_TIMINGS = 5  # of all runs, while the candidate seems too slow: beside other work one timing in eight lies
 
 GoOn = Callable[[int, int], bool]
 """Hears how many of how many steps are done; may wait, and ends the examination by False."""
