@@ -14,6 +14,7 @@ from rich.progress import track
 from rich.table import Table
 
 from ..daemon.config import find_config
+from ..pipelines.assembly import load_named
 from ..pipelines.errors import PhotoError, SourceError
 from ..pipelines.model_store import ModelStore
 from ..pipelines.photo import photos_below
@@ -25,7 +26,6 @@ from ..pipelines.synthesis.expressions import EXPRESSIONS, bend
 from ..pipelines.synthesis.generator import Generator
 from ..pipelines.synthesis.pose import fit_pose
 from ..pipelines.synthesis.renderer import Rendering, Source, View, frontalised, render
-from .evaluate import load_named
 from .evaluate_generator import PHOTO, reader, try_generator
 from .evaluate_generator import table_of as drawn_table
 from .synthesise import face_in
@@ -85,10 +85,11 @@ def evaluate_synthesis(
     paths = settings.paths
     chosen = drawn_photos(folder, most, seed)
     drawer = Generator.load(generator) if generator else None
-    admission = build_admission(ModelStore(paths.cache, paths.wheels))
+    models = ModelStore(paths.cache, paths.wheels)
+    admission = build_admission(models)
     faces = known_faces(chosen, admission, console)
     if drawer:
-        asked = load_named(settings, FACTORY)
+        asked = load_named(settings.stages, FACTORY, paths.state, models)
         rows = try_generator(drawer, faces, admission, reader(asked))
         asked.close()
         n_faces = len(rows[PHOTO].verdicts)
