@@ -115,10 +115,8 @@ class Ensemble:
                 elif output.kind == "features":
                     features[member.network.name] = values[output.name]
                 elif output.kind == "logits" and output.name in values:
-                    known = np.array([name in output.classes for name in EMOTIONS])
-                    spread = np.zeros((len(values[output.name]), len(EMOTIONS)), np.float32)
-                    spread[:, [EMOTIONS.index(name) for name in output.classes]] = values[output.name]
-                    logits.append(spread / np.float32(output.temperature))
+                    spread, known = over_emotions(output, values[output.name])
+                    logits.append(spread)
                     knows.append(known)
                     names.append(member.network.name)
         return Outputs(embeddings, np.stack(logits), np.stack(knows), tuple(names), features)
@@ -147,6 +145,17 @@ class Ensemble:
 def output_of(network: Network, kind: str) -> Output | None:
     """Return the network's first output of `kind`, or None."""
     return next((output for output in network.outputs if output.kind == kind), None)
+
+
+def over_emotions(output: Output, logits: F32) -> tuple[F32, Bool]:
+    """Return `(N, K)` logits over the temperature in the order of `EMOTIONS`, and `(K,)` which are known.
+
+    A class that is not known has 0.
+    """
+    known = np.array([name in output.classes for name in EMOTIONS])
+    spread = np.zeros((len(logits), len(EMOTIONS)), np.float32)
+    spread[:, [EMOTIONS.index(name) for name in output.classes]] = logits
+    return spread / np.float32(output.temperature), known
 
 
 def blank_chips(recipe: ChipRecipe, n: int) -> F32:

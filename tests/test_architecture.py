@@ -17,7 +17,7 @@ DOORS = {  # a heavy dependency and the only modules that may import it
         "pipelines/importers/dlib_onnx.py",
         "pipelines/importers/halved.py",
         "pipelines/importers/keras_h5.py",
-        "pipelines/importers/onnx_head.py",
+        "pipelines/importers/onnx_end.py",
         "pipelines/model_store.py",
         "pipelines/engines/precision.py",
         "pipelines/learning/exporter.py",
@@ -34,6 +34,7 @@ DOORS = {  # a heavy dependency and the only modules that may import it
     "matplotlib": {"pipelines/figure.py"},
     "torch": {
         "pipelines/learning/",
+        "pipelines/loop/layers.py",
         "pipelines/loop/rehearsal.py",
         "pipelines/synthesis/vae_gan.py",
         "pipelines/synthesis/vae_gan_networks.py",

@@ -17,7 +17,7 @@ from ..daemon.client import Subscriber
 from ..daemon.control import ControlClient, Flag, Promote, Status
 from ..pipelines.errors import VisagedError
 from ..pipelines.learning.metrics import ACCURACY
-from ..pipelines.loop.report import Report, last_report
+from ..pipelines.loop.report import FUSED, Report, last_report
 from ..pipelines.message import FaceFrame
 from ..pipelines.model_store import ModelStore
 from ..pipelines.releases.promotion import PromotionJournal
@@ -137,7 +137,8 @@ def loop_rows(figures: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     for row in figures["base"]:
         change = row["after"] - row["before"]
         if row["metric"] == ACCURACY.name:
-            yield "loop, base hold-out", f"{100 * change:+.1f} points", f"{100 * -MOST_LOSS:+g} points"
+            bound = f"{100 * -MOST_LOSS:+g} points" if row["network"] == FUSED else ""
+            yield f"loop, base hold-out, {row['network']}", f"{100 * change:+.1f} points", bound
     took, late, swaps = figures["seconds"], figures["p99_ms"], figures["swaps"]
     yield "loop, last flag to live", f"{took['flag_to_live']:.0f} s", f"{MOST_SECONDS:g} s"
     for step in ("learning", "gates", "shadow_and_canary"):
@@ -211,7 +212,13 @@ class _Loop:
             "site": {"before": before, "after": after},
             "gain": round(after["all"] - before["all"], 4),
             "base": [
-                {"metric": e.metric, "before": e.before.value, "after": e.after.value, "faces": e.n_faces}
+                {
+                    "network": e.network,
+                    "metric": e.metric,
+                    "before": e.before.value,
+                    "after": e.after.value,
+                    "faces": e.n_faces,
+                }
                 for e in report.evidence
                 if e.part == "base"
             ],

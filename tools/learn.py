@@ -72,22 +72,23 @@ def base(
     jobs: Annotated[int, typer.Option(min=1, help="Processes that run the trunk.")] = 1,
     config: ConfigOption = None,
 ) -> None:
-    """Make the base memory: what the emotion head must not forget, as features of FER+ faces.
+    """Make the base memory: what the networks must not forget, as features of FER+ faces.
 
-    Learning without it is held back by the site's own confident samples only. No picture is kept.
+    Learning without it is held back by the site's own confident samples only. No picture is kept. It is of
+    the networks that serve, and of their end parts where `[learning] end_part` lets these learn.
 
     Example:
       visaged learn base ~/data/ferplus
     """
-    from ..pipelines.importers.onnx_head import trunk_of
-    from ..pipelines.learning.ferplus import load_faces, see, tuning_part
+    from ..pipelines.learning.ferplus import Trunk, load_faces, see, tuning_part
     from ..pipelines.learning.samples import picture_digests
     from ..pipelines.loop.learner import champion_of
-    from ..pipelines.loop.replay_memory import BaseMemory, Remembered, balanced, trunk_digest, write_base
+    from ..pipelines.loop.replay_memory import Parts, Remembered, balanced, trunk_digest, write_base
 
     settings, console = find_config(config), Console(highlight=False)
     models = ModelStore(settings.paths.cache, settings.paths.wheels)
-    trunk = trunk_of(champion_of(settings.stages, settings.paths.state, models).pupil.onnx.read_bytes())
+    champion = champion_of(settings.stages, settings.paths.state, models)
+    pupils = champion.pupils(None, settings.learning)
     training, test = load_faces(ferplus)
     tuning, random = tuning_part(training), np.random.default_rng(0)
     chosen = {}
@@ -99,24 +100,31 @@ def base(
         agreed = faces.take(faces.has_majority())
         indices = balanced(agreed.targets(), n, random) if n else random.permutation(len(agreed))[:N_HOLD_OUT]
         chosen[name] = agreed.take(np.isin(np.arange(len(agreed)), indices))
-    parts = {}
+    parts: dict[str, list[Remembered]] = {}  # of every pupil
     with tempfile.TemporaryDirectory(prefix="visaged-base-") as scratch:
-        path = Path(scratch) / "trunk.onnx"
-        path.write_bytes(trunk)
-        weights, folder = (models.weights_file(PREDICTOR), path), settings.paths.cache / "training"
+        trunks = [
+            Trunk(Path(scratch) / f"{pupil.name}.onnx", pupil.entry, pupil.files.row.recipe)
+            for pupil in pupils
+        ]
+        for trunk, pupil in zip(trunks, pupils, strict=True):
+            trunk.onnx.write_bytes(pupil.trunk)
+        predictor, folder = models.weights_file(PREDICTOR), settings.paths.cache / "training"
         with bar() as progress:
             for name, faces in chosen.items():
                 task = progress.add_task(f"faces to {name.replace('_', ' ')}", total=len(faces))
                 advance: Callable[[int], None] = lambda n, task=task: progress.advance(task, n)  # type: ignore[misc]  # noqa: E731
-                features = see(faces.pictures, 1, weights, folder, jobs=jobs, on_progress=advance)
-                groups = np.array(picture_digests(faces.pictures))
-                parts[name] = Remembered(features[:, 0].astype(np.float32), faces.targets(), groups)
-    written = write_base(
-        BaseMemory(parts["train"], parts["tune"], parts["hold_out"], trunk_digest(trunk)),
-        settings.paths.state,
-    )
-    counts = ", ".join(f"{len(part)} to {name.replace('_', ' ')}" for name, part in parts.items())
-    console.print(f"wrote {written}, {written.stat().st_size / 1e6:.0f} MB: {counts}", soft_wrap=True)
+                seen = see(faces.pictures, 1, predictor, trunks, folder, jobs=jobs, on_progress=advance)
+                targets, groups = faces.targets(), np.array(picture_digests(faces.pictures))
+                parts[name] = [Remembered(features[:, 0], targets, groups) for features in seen]
+    of_trunk = {
+        trunk_digest(pupil.trunk): Parts(**{name: seen[index] for name, seen in parts.items()})
+        for index, pupil in enumerate(pupils)
+    }
+    written = write_base(of_trunk, settings.paths.state)
+    counts = ", ".join(f"{len(seen[0])} to {name.replace('_', ' ')}" for name, seen in parts.items())
+    networks = ", ".join(pupil.name for pupil in pupils)
+    size = f"{written.stat().st_size / 1e6:.0f} MB"
+    console.print(f"wrote {written}, {size}: {counts}, as {networks} see them", soft_wrap=True)
 
 
 def learn_now(settings: Config, console: Console) -> Report:
@@ -138,10 +146,11 @@ def teller(progress: Bar) -> Callable[[Progress], bool]:
     tasks: dict[str, TaskID] = {}
 
     def tell(now: Progress) -> bool:
-        if now.stage not in tasks:
-            tasks[now.stage] = progress.add_task(now.stage, total=now.n_steps or 1)
-        said = now.stage if now.loss is None else f"{now.stage}, loss {now.loss:.3f}"
-        progress.update(tasks[now.stage], completed=now.step, total=now.n_steps or 1, description=said)
+        what = " ".join(word for word in (now.stage, now.network, now.part) if word)
+        if what not in tasks:
+            tasks[what] = progress.add_task(what, total=now.n_steps or 1)
+        said = what if now.loss is None else f"{what}, loss {now.loss:.3f}"
+        progress.update(tasks[what], completed=now.step, total=now.n_steps or 1, description=said)
         return True
 
     return tell
@@ -152,13 +161,23 @@ def show_report(report: Report, console: Console) -> None:
     counts = ", ".join(f"{n} {what}" for what, n in report.counts.items())
     console.print(f"run {report.run} on release {report.parent}: {counts}", soft_wrap=True)
     console.print(f"{report.outcome}; {report.n_steps} steps, {report.seconds:.0f} s in all", soft_wrap=True)
+    for network, what in report.networks.items():
+        console.print(f"{network}: {what}", soft_wrap=True)
     if report.evidence:
         table = Table(
-            "never learned from", "metric", "faces", "groups", "before", "after", "change", box=None
+            "never learned from",
+            "network",
+            "metric",
+            "faces",
+            "groups",
+            "before",
+            "after",
+            "change",
+            box=None,
         )
         for row in report.evidence:
             values = (_text(e) for e in (row.before, row.after, row.change))
-            table.add_row(row.part, row.metric, str(row.n_faces), str(row.n_groups), *values)
+            table.add_row(row.part, row.network, row.metric, str(row.n_faces), str(row.n_groups), *values)
         console.print(table)
     if report.suspects:
         console.print(f"labels in doubt, not learned from: {' '.join(report.suspects)}", soft_wrap=True)

@@ -20,7 +20,7 @@ from ..kernels.fusion import probabilities
 from ..pipelines.importers.dlib_dat import FaceResnet, read_face_resnet
 from ..pipelines.importers.dlib_onnx import face_resnet_onnx
 from ..pipelines.importers.emotion_head import DEFAULT_TAPS, EmotionHead, read_head, write_head
-from ..pipelines.learning.ferplus import Faces, load_faces, see, tuning_part
+from ..pipelines.learning.ferplus import Faces, Trunk, load_faces, see, tuning_part
 from ..pipelines.learning.metrics import Truth, fit_temperature, log_loss
 from ..pipelines.model_store import HEAD_PATH, ModelStore
 from ..pipelines.registry import FERPLUS_CLASSES
@@ -152,7 +152,7 @@ def _features(net: FaceResnet, predictor: Path, faces: Faces, folder: Path, view
     with TemporaryDirectory() as scratch:
         trunk = Path(scratch) / "trunk.onnx"
         trunk.write_bytes(face_resnet_onnx(net, with_features=True).SerializeToString())
-        return _watch("trunk features", faces, (predictor, trunk), "features", folder, views, jobs)
+        return _watch("trunk features", faces, predictor, Trunk(trunk), folder, views, jobs)
 
 
 def _run_graph(
@@ -162,20 +162,21 @@ def _run_graph(
     with TemporaryDirectory() as scratch:
         graph = Path(scratch) / "graph.onnx"
         graph.write_bytes(face_resnet_onnx(net, head).SerializeToString())
-        logits = _watch("test faces", faces, (predictor, graph), "logits", folder, 1, jobs)
+        logits = _watch("test faces", faces, predictor, Trunk(graph, "logits"), folder, 1, jobs)
     return logits[:, 0].astype(np.float32)
 
 
 def _watch(
-    title: str, faces: Faces, weights: tuple[Path, Path], output: str, folder: Path, views: int, jobs: int
+    title: str, faces: Faces, predictor: Path, trunk: Trunk, folder: Path, views: int, jobs: int
 ) -> F16:
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns) as progress:
         task = progress.add_task(title, total=len(faces))
-        return see(
-            faces.pictures, views, weights, folder,
-            output=output, jobs=jobs, on_progress=lambda n: progress.advance(task, n),
+        (seen,) = see(
+            faces.pictures, views, predictor, [trunk], folder,
+            jobs=jobs, on_progress=lambda n: progress.advance(task, n),
         )  # fmt: skip
+    return seen
 
 
 def _layers(n_features: int, n_classes: int, schedule: Schedule) -> "torch.nn.Sequential":

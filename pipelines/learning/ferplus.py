@@ -4,7 +4,7 @@ Shape letters: N faces, V views, F features, K classes.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -15,11 +15,12 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ...kernels.chips import cut_chip, to_input
+from ...kernels.chips import cut_chip
+from ..cropper import chips_to_input
 from ..dlib_faces import HogDetector, LandmarkPredictor
 from ..engines.ort_engine import OrtEngine
 from ..errors import SourceError
-from ..registry import FACE_RESNET, FERPLUS_CLASSES
+from ..registry import FACE_RESNET, FERPLUS_CLASSES, ChipRecipe
 from .samples import Samples, picture_digests
 
 F32 = npt.NDArray[np.float32]
@@ -132,10 +133,11 @@ class Aligner:
         marks = self.landmarks(picture)
         return _enlarge(picture, cv2.BORDER_REPLICATE), (marks * FACE_PX + BORDER_PX).astype(np.float32)
 
-    def chips(self, picture: U8, n_views: int, random: np.random.Generator) -> list[U8]:
-        """Return the plain chip `(150, 150, 3)` and `n_views - 1` jittered ones."""
-        marks = self.landmarks(picture)
-        size, padding = FACE_RESNET.recipe.size, FACE_RESNET.recipe.padding
+    def chips(
+        self, picture: U8, marks: F32, n_views: int, random: np.random.Generator, recipe: ChipRecipe
+    ) -> list[U8]:
+        """Return the plain chip `(S, S, 3)` of a picture with `marks`, and `n_views - 1` jittered ones."""
+        size, padding = recipe.size, recipe.padding
         rgb = _enlarge(picture, cv2.BORDER_REPLICATE)
         chips = [cut_chip(rgb, marks * FACE_PX + BORDER_PX, size, padding)]
         for _ in range(n_views - 1):
@@ -205,64 +207,80 @@ def _jitter(chip: U8, random: np.random.Generator) -> U8:
     return np.clip(values, 0, 255).astype(np.uint8)
 
 
+@dataclass(frozen=True, slots=True)
+class Trunk:
+    """What looks at faces: an ONNX file, which of its outputs is wanted, and the recipe of its chips."""
+
+    onnx: Path
+    output: str = "features"
+    recipe: ChipRecipe = FACE_RESNET.recipe
+
+
 _aligner: Aligner
-_engine: OrtEngine
+_engines: list[OrtEngine]
 
 
-def _start_worker(predictor: Path, trunk: Path) -> None:
+def _start_worker(predictor: Path, trunks: Sequence[Trunk]) -> None:
     """Load what a worker process needs, once."""
-    global _aligner, _engine
+    global _aligner, _engines
     cv2.setNumThreads(1)
-    _aligner, _engine = Aligner(predictor), OrtEngine(trunk)
+    _aligner, _engines = Aligner(predictor), [OrtEngine(trunk.onnx) for trunk in trunks]
 
 
-def _see(job: tuple[int, U8], n_views: int, output: str, folder: Path) -> Path:
-    """Return the file with the `(n, V, F)` outputs for the pictures of one chunk, made if it is missing."""
+def _see(job: tuple[int, U8], n_views: int, trunks: Sequence[Trunk], folders: Sequence[Path]) -> list[Path]:
+    """Return each trunk's file with the `(n, V, ...)` outputs for one chunk of pictures, made if missing."""
     start, pictures = job
-    path = folder / f"{start:06d}-{hashlib.sha256(pictures.tobytes()).hexdigest()[:12]}.npy"
-    if path.exists():
-        return path
-    random = np.random.default_rng(start)
-    chips = np.stack([chip for picture in pictures for chip in _aligner.chips(picture, n_views, random)])
-    inputs = to_input(chips, FACE_RESNET.recipe.mean, FACE_RESNET.recipe.scale, grey=False)
-    batches = [_engine.infer(inputs[at : at + 16])[output] for at in range(0, len(inputs), 16)]
-    features = np.concatenate(batches).astype(np.float16)
-    unfinished = path.with_suffix(".unfinished.npy")
-    np.save(unfinished, features.reshape(len(pictures), n_views, -1))
-    unfinished.replace(path)
-    return path
+    name = f"{start:06d}-{hashlib.sha256(pictures.tobytes()).hexdigest()[:12]}.npy"
+    paths = [folder / name for folder in folders]
+    if all(path.exists() for path in paths):
+        return paths
+    marks = [_aligner.landmarks(picture) for picture in pictures]
+    for trunk, engine, path in zip(trunks, _engines, paths, strict=True):
+        random = np.random.default_rng(start)
+        both = zip(pictures, marks, strict=True)
+        chips = np.stack([c for p, m in both for c in _aligner.chips(p, m, n_views, random, trunk.recipe)])
+        inputs = chips_to_input(chips, trunk.recipe)
+        batches = [engine.infer(inputs[at : at + 16])[trunk.output] for at in range(0, len(inputs), 16)]
+        features = np.concatenate(batches).astype(np.float16)
+        unfinished = path.with_suffix(".unfinished.npy")
+        np.save(unfinished, features.reshape(len(pictures), n_views, *features.shape[1:]))
+        unfinished.replace(path)
+    return paths
 
 
 def see(
     pictures: U8,
     n_views: int,
-    weights: tuple[Path, Path],
+    predictor: Path,
+    trunks: Sequence[Trunk],
     folder: Path,
     *,
-    output: str = "features",
     jobs: int = 1,
     on_progress: Callable[[int], None] = lambda n: None,
-) -> F16:
-    """Return `(N, V, F)` features of every picture; view 0 is plain, the others are jittered.
+) -> list[F16]:
+    """Return `(N, V, ...)` of every trunk and picture; view 0 is plain, the others are jittered.
 
     Args:
         pictures: `(N, 48, 48)` uint8.
         n_views: V.
-        weights: the 5-point predictor, and an ONNX file with that output.
+        predictor: dlib's 5-point predictor.
+        trunks: what looks at them.
         folder: where features are kept, so that a second run, or one after an interruption, is quick.
-        output: which output of the network to return.
         jobs: processes.
         on_progress: called with the number of pictures that were just done.
     """
-    digest = hashlib.sha256(f"jitter {JITTER_VERSION}, {n_views} views, {output}".encode())
-    for path in weights:
-        digest.update(path.read_bytes())
-    kept = folder / digest.hexdigest()[:12]
-    kept.mkdir(parents=True, exist_ok=True)
+    kept = []
+    for trunk in trunks:
+        what = f"jitter {JITTER_VERSION}, {n_views} views, {trunk.output}, {trunk.recipe}"
+        digest = hashlib.sha256(what.encode())
+        digest.update(predictor.read_bytes() + trunk.onnx.read_bytes())
+        kept.append(folder / digest.hexdigest()[:12])
+        kept[-1].mkdir(parents=True, exist_ok=True)
     chunks = [(start, pictures[start : start + CHUNK]) for start in range(0, len(pictures), CHUNK)]
-    done: list[F16] = []
-    with ProcessPoolExecutor(jobs, get_context("spawn"), _start_worker, weights) as pool:
-        for path in pool.map(partial(_see, n_views=n_views, output=output, folder=kept), chunks):
-            done.append(np.load(path))
-            on_progress(len(done[-1]))
-    return np.concatenate(done)
+    done: list[list[F16]] = [[] for _ in trunks]
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _start_worker, (predictor, trunks)) as pool:
+        for paths in pool.map(partial(_see, n_views=n_views, trunks=trunks, folders=kept), chunks):
+            for parts, path in zip(done, paths, strict=True):
+                parts.append(np.load(path))
+            on_progress(len(done[0][-1]))
+    return [np.concatenate(parts) for parts in done]

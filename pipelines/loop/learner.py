@@ -1,7 +1,7 @@
 """One round of learning: from labelled samples to a candidate release, or to the reason why there is none.
 
-Only the emotion head learns. The trunk under it, and so every embedding, stays bit for bit what it was, and
-so do the other members and how they are combined. Nothing is served here: a candidate waits to be promoted.
+The ends of all members that say emotions learn, one after the other. What makes embeddings stays bit for bit
+what it was, and so does how members are combined. Nothing is served here: a candidate waits to be promoted.
 """
 
 import contextlib
@@ -10,43 +10,34 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
-from ...kernels.fusion import probabilities
 from ..assembly import StageConfigs, choose_release
-from ..engines.ort_engine import OrtEngine
-from ..engines.precision import measure_ranges, read_ranges
-from ..errors import ModelError, ReleaseError, SampleError
+from ..ensemble import output_of
+from ..errors import ReleaseError, SampleError
 from ..fuser import FeatureFusion
-from ..importers.emotion_head import EmotionHead
-from ..importers.onnx_head import FEATURES, Layers, head_of, layers_of, trunk_of, with_layers
-from ..learning.losses import LossConfig
-from ..learning.metrics import fit_temperature
 from ..model_store import ModelStore, NetworkFiles
 from ..releases.release import Release, ReleaseMember, published_release
 from ..releases.release_store import About, ReleaseStore, member_of
 from ..synthesis.admission import build_admission
 from ..synthesis.synthesiser import Synthesiser
+from .exam import examine
 from .lesson import Lesson, doubt, gather, look_at
 from .progress import Progress
-from .rehearsal import Curriculum, Schedule, Step, Taught, rehearse
-from .replay_memory import BaseMemory, Remembered, nothing, read_base, trunk_digest
-from .report import Evidence, Report, compare, save_report
+from .pupil import Pupil
+from .rehearsal import Step
+from .replay_memory import BaseMemory, Remembered, read_base
+from .report import Evidence, Report, save_report
 from .sample import Sample
 from .sample_store import SampleStore
 from .schedule import LearningConfig
-from .style import in_style_of
 from .views import views_of
 
-F32 = npt.NDArray[np.float32]
-
 MIN_MEMORY = 50
-MIN_TUNE = 30  # faces below which a temperature says nothing
-RANGES_BATCH = 256
 
 Tell = Callable[[Progress], bool]
 """Hears how far the round is; may wait, and stops it by False."""
@@ -54,33 +45,47 @@ Tell = Callable[[Progress], bool]
 
 @dataclass(frozen=True, slots=True)
 class Champion:
-    """The release that serves: its networks by name, which of them learns, and where all networks are."""
+    """The release that serves: its networks by name, and where all networks are."""
 
     release: Release
     networks: Mapping[str, NetworkFiles]
-    pupil: NetworkFiles
     models: ModelStore
+
+    def pupils(self, memory: BaseMemory | None, config: LearningConfig) -> list[Pupil]:
+        """Return its members that say emotions, at least one of which can learn.
+
+        Raises:
+            ReleaseError: none can.
+            SampleError: none can, because the memory is of other networks.
+        """
+        speakers = [files for files in self.networks.values() if output_of(files.row, "logits")]
+        pupils = [Pupil(files, memory, config) for files in speakers]
+        if any(pupil.ends for pupil in pupils):
+            return pupils
+        why = "; ".join(f"{pupil.name}: {pupil}" for pupil in pupils)
+        if memory is not None:
+            raise SampleError(
+                f"the base memory is of other networks than those of the active release ({why})"
+            )
+        raise ReleaseError(f"none of release {self.release.id} can learn ({why})")
 
 
 def champion_of(configs: StageConfigs, state: Path, models: ModelStore) -> Champion:
     """Return the release that is configured, or the one of published weights.
 
     Raises:
-        ReleaseError: it is missing or damaged, or none of it can learn.
+        ReleaseError: it is missing or damaged, or it cannot learn.
     """
     configs, models, stored = choose_release(configs, state, models)
     networks = stored.networks() if stored else {n: models.files_of(n) for n in configs.ensemble.members}
-    pupils = [f for f in networks.values() if {"embedding", "logits"} <= {o.kind for o in f.row.outputs}]
-    if not pupils:
-        raise ReleaseError(f"none of {', '.join(networks)} has an emotion head on a trunk; none can learn")
     members = [ReleaseMember(network=f.row, onnx=member_of(f).onnx) for f in networks.values()]
     release = stored.release if stored else published_release(members, configs.ensemble.fusion)
     if isinstance(release.fusion, FeatureFusion):
         raise ReleaseError(
-            f"release {release.id} combines features, whose classifier would not fit another head; "
+            f"release {release.id} combines features, whose classifier would not fit another end; "
             "serve one that combines probabilities to learn from samples"
         )
-    return Champion(release, networks, pupils[0], models)
+    return Champion(release, networks, models)
 
 
 def learn(
@@ -91,8 +96,10 @@ def learn(
     A round that was stopped or killed goes on where it was, when the samples are the same.
 
     Raises:
-        SampleError: there are no samples, another round is under way, or the state cannot be written.
-        ModelError: the network cannot be read.
+        SampleError: there are no samples, another round is under way, the base memory is of no use, or the
+            state cannot be written.
+        ReleaseError: no member can learn.
+        ModelError: a network cannot be read.
     """
     with _alone(state / "learning"):
         begun_s = time.monotonic()
@@ -101,6 +108,7 @@ def learn(
         if report is not None:
             report = msgspec.structs.replace(report, seconds=time.monotonic() - begun_s)
             save_report(report, state / "learning")
+            round_.sweep()
         return report
 
 
@@ -111,148 +119,112 @@ class _Round:
         self, champion: Champion, store: SampleStore, state: Path, config: LearningConfig, tell: Tell
     ) -> None:
         self._champion, self._store, self._state, self._config = champion, store, state, config
-        self._onnx = champion.pupil.onnx.read_bytes()
-        self._layers = layers_of(self._onnx)
-        trunk = trunk_of(self._onnx)
-        self._trunk = OrtEngine(trunk)
-        self._base = read_base(state, trunk_digest(trunk))
+        self._memory = read_base(state)
+        self._pupils = champion.pupils(self._memory, config)
+        self._learners = [pupil for pupil in self._pupils if pupil.ends]
         self._samples = gather(store)
-        self._name = _run_name(self._samples, champion.release, self._base, config)
+        self._name = _run_name(self._samples, champion.release, self._memory, config)
         self._tell = tell
         self._n_copies = 0
-        self._chips: F32 | None = None  # the first of them, to compare the candidate's embeddings on
+        self._synthesiser: Synthesiser | None = None
 
     def run(self) -> Report | None:
         """Return what came of it; None when it was stopped."""
-        lesson = look_at(
-            self._store, self._samples, self._champion.pupil.row.recipe, self._look, self._has_seen
-        )
+        looks = {pupil.name: (pupil.files.row.recipe, pupil.look) for pupil in self._pupils}
+        lesson = look_at(self._store, self._samples, looks, self._has_seen)
         if lesson is None:
             return None
-        lesson = doubt(lesson, self._layers)
-        new = lesson.softened(lesson.new())
-        if len(new) < self._config.min_samples:
-            return self._report(lesson, f"{len(new)} corrected samples to learn from are too few")
-        memory, tune = self._memory(lesson), self._tune(lesson)
-        if len(memory) < MIN_MEMORY:
+        lesson = doubt(lesson, self._learners[0].hidden(lesson))
+        if (n_new := int(lesson.new().sum())) < self._config.min_samples:
+            return self._report(lesson, f"{n_new} corrected samples to learn from are too few")
+        if (n_known := self._n_base + int(lesson.known().sum())) < MIN_MEMORY:
             return self._report(
                 lesson,
-                f"{len(memory)} faces to remember do not keep the head from forgetting: make a base memory "
+                f"{n_known} faces to remember do not keep the networks from forgetting: make a base memory "
                 "with `visaged learn base FERPLUS`, or confirm what is right",
             )
-        taught = rehearse(
-            self._layers,
-            Curriculum(new.beside(self._views(lesson, new)), memory, self._restyled(lesson), tune),
-            _schedule_of(self._config),
-            self._checkpoint(),
-            self._has_stepped,
-        )
-        if taught is None:
-            return None
-        if taught.abandoned:
-            report = self._report(lesson, f"given up: {taught.abandoned}")
-            return msgspec.structs.replace(report, n_steps=taught.n_steps)
+        views = partial(self._views, lesson)
+        for pupil in self._learners:
+            if not pupil.teach(
+                lesson, views, partial(self._checkpoint, pupil), partial(self._has_stepped, pupil)
+            ):
+                return None
         self._tell(Progress(stage="measuring", run=self._name))
-        return self._candidate(lesson, taught, tune)
+        report = self._report(lesson, "given up: nothing was learned")
+        if any(pupil.learned for pupil in self._learners):
+            report = self._candidate(lesson, report)
+        return report
 
-    def _candidate(self, lesson: Lesson, taught: Taught, tune: Remembered) -> Report:
-        """Keep the release with the new head; return the report about it."""
-        before, pupil = self._champion.pupil, self._champion.pupil.row
-        old_t = next(o.temperature for o in pupil.outputs if o.kind == "logits")
-        logits = EmotionHead((), taught.layers, ()).logits(tune.features)
-        temperature = fit_temperature(logits, tune.targets) if len(tune) >= MIN_TUNE else old_t
-        outputs = tuple(
-            msgspec.structs.replace(o, temperature=temperature) if o.kind == "logits" else o
-            for o in pupil.outputs
-        )
-        data = with_layers(self._onnx, taught.layers)
-        self._check_embeddings(data)
-        ranges = self._ranges(before.ranges, data, lesson)
-        member = ReleaseMember(
-            network=msgspec.structs.replace(pupil, outputs=outputs),
-            onnx=hashlib.sha256(data).hexdigest(),
-            ranges=hashlib.sha256(ranges).hexdigest() if ranges else "",
-        )
-        others = [f for f in self._champion.networks.values() if f is not before]
-        by_name = {f.row.name: member_of(f) for f in others} | {pupil.name: member}
-        release = msgspec.structs.replace(
-            self._champion.release, members=tuple(by_name[name] for name in self._champion.networks)
-        )
-        files = [path for f in others for path in (f.onnx, f.ranges) if path]
+    def sweep(self, other_than: str = "") -> None:
+        """Remove checkpoints: those of other runs will not go on, and those of one that ended need not."""
+        for path in (self._state / "learning").glob("checkpoint-*.pt"):
+            if not other_than or not path.name.startswith(f"checkpoint-{other_than}-"):
+                path.unlink(missing_ok=True)
+
+    def _candidate(self, lesson: Lesson, report: Report) -> Report:
+        """Keep the release with what was learned; return the report about it."""
+        members: dict[str, ReleaseMember] = {}
+        files: list[Path | bytes] = []
+        taught = {pupil.name: pupil for pupil in self._learners if pupil.learned}
+        for name, network in self._champion.networks.items():
+            if name in taught:
+                members[name], made = taught[name].member(lesson)
+                files += made
+            else:
+                members[name] = member_of(network)
+                files += [path for path in (network.onnx, network.ranges) if path]
+        release = msgspec.structs.replace(self._champion.release, members=tuple(members.values()))
         used = lesson.new() | lesson.known() | lesson.labelled("tune")
         about = About(
             made_at=time.time(),
             parent=self._champion.release.id,
-            data=f"{int(used.sum())} samples" + (", base memory" if self._base else ""),
+            data=f"{int(used.sum())} samples" + (", base memory" if self._memory else ""),
             note=f"candidate of run {self._name}",
             samples=tuple(s.id for s, is_used in zip(lesson.samples, used, strict=True) if is_used),
         )
-        stored = ReleaseStore(self._state).save(release, [*files, data, *([ranges] if ranges else [])], about)
-        evidence = self._evidence(lesson, (self._layers, old_t), (taught.layers, temperature))
+        stored = ReleaseStore(self._state).save(release, files, about)
         return msgspec.structs.replace(
-            self._report(lesson, "a candidate, to be promoted or not"),
+            report,
+            outcome="a candidate, to be promoted or not",
             release=stored.release.id,
-            n_steps=taught.n_steps,
-            evidence=evidence,
+            evidence=self._evidence(lesson),
         )
 
-    def _evidence(
-        self, lesson: Lesson, before: tuple[Layers, float], after: tuple[Layers, float]
-    ) -> tuple[Evidence, ...]:
-        parts = {"site": lesson.as_labelled(lesson.labelled("hold-out"))}
-        if self._base is not None:
-            parts["base"] = self._base.hold_out
+    def _evidence(self, lesson: Lesson) -> tuple[Evidence, ...]:
+        held = lesson.labelled("hold-out")
+        site = {pupil.name: lesson.as_labelled(pupil.name, held) for pupil in self._pupils}
+        base = {pupil.name: pupil.base.hold_out for pupil in self._pupils if pupil.base}
         return tuple(
             evidence
-            for name, faces in parts.items()
-            for evidence in compare(name, faces, _said(before, faces), _said(after, faces))
+            for part, faces in (("site", site), ("base", base))
+            for evidence in examine(part, self._pupils, faces, self._champion.release.fusion)
         )
 
-    def _memory(self, lesson: Lesson) -> Remembered:
-        own = lesson.softened(lesson.known())
-        return own if self._base is None else self._base.train.beside(own)
-
-    def _restyled(self, lesson: Lesson) -> Remembered:
-        site = lesson.as_labelled(lesson.labelled("train") & ~lesson.suspects)
-        if self._base is None or not self._config.restyled:
-            return nothing(site.features.shape[1], site.targets.shape[1])
-        return in_style_of(site, self._base.train)
-
-    def _views(self, lesson: Lesson, new: Remembered) -> Remembered:
+    def _views(self, lesson: Lesson, pupil: Pupil, new: Remembered) -> Remembered:
         """Return altered copies of the new faces, as far as the configuration asks for some."""
-        config, recipe = self._config, self._champion.pupil.row.recipe
+        config, recipe = self._config, pupil.files.row.recipe
         if not (config.augmented_views or config.rendered_view):
-            return nothing(new.features.shape[1], new.targets.shape[1])
-        self._tell(Progress(stage="looking", run=self._name, note="altered copies"))
+            return new.none()
+        self._tell(Progress(stage="looking", run=self._name, network=pupil.name, part="altered copies"))
         ids = [s.id for s, is_new in zip(lesson.samples, lesson.new(), strict=True) if is_new]
         faces = [self._store.face(id) for id in ids]
-        synthesiser = None
-        if config.rendered_view:
-            synthesiser = Synthesiser(build_admission(self._champion.models), recipe.padding)
-        copies = views_of(faces, new, config, recipe, self._features, synthesiser)
+        if config.rendered_view and self._synthesiser is None:
+            self._synthesiser = Synthesiser(build_admission(self._champion.models), recipe.padding)
+        copies = views_of(faces, new, config, recipe, pupil.look, self._synthesiser)
         self._n_copies = len(copies)
         return copies
-
-    def _tune(self, lesson: Lesson) -> Remembered:
-        own = lesson.as_labelled(lesson.labelled("tune"))
-        return own if self._base is None else self._base.tune.beside(own)
-
-    def _look(self, chips: F32) -> F32:
-        self._chips = chips if self._chips is None else self._chips
-        return self._features(chips)
-
-    def _features(self, chips: F32) -> F32:
-        return self._trunk.infer(chips)[FEATURES]
 
     def _has_seen(self, n: int) -> bool:
         return self._tell(Progress(stage="looking", run=self._name, step=n, n_steps=len(self._samples)))
 
-    def _has_stepped(self, step: Step) -> bool:
+    def _has_stepped(self, pupil: Pupil, part: str, step: Step) -> bool:
         tuning_loss = None if np.isnan(step.tuning_loss) else step.tuning_loss
         return self._tell(
             Progress(
                 stage="learning",
                 run=self._name,
+                network=pupil.name,
+                part=part,
                 step=step.step,
                 n_steps=step.n_steps,
                 loss=step.loss,
@@ -261,44 +233,23 @@ class _Round:
             )
         )
 
-    def _checkpoint(self) -> Path:
-        """Return the file of this run's state, and remove those of others: they will not go on."""
-        path = self._state / "learning" / f"checkpoint-{self._name}.pt"
-        for other in path.parent.glob("checkpoint-*.pt"):
-            if other != path:
-                other.unlink(missing_ok=True)
-        return path
+    def _checkpoint(self, pupil: Pupil, part: str) -> Path:
+        """Return the file of the state of one part of this run, and remove those of other runs."""
+        self.sweep(other_than=self._name)
+        name = f"checkpoint-{self._name}-{pupil.name}-{part.replace(' ', '-')}.pt"
+        return self._state / "learning" / name
 
-    def _check_embeddings(self, data: bytes) -> None:
-        """Refuse a candidate that names people differently: its gallery would be worthless."""
-        assert self._chips is not None  # there is a sample, or we were not here
-        old, new = (OrtEngine(d).infer(self._chips)["embedding"] for d in (self._onnx, data))
-        if old.tobytes() != new.tobytes():
-            raise ModelError(
-                "the candidate's embeddings are not those of its parent; this is a bug, report it"
-            )
-
-    def _ranges(self, path: Path | None, data: bytes, lesson: Lesson) -> bytes | None:
-        """Return the file of INT8 ranges: the trunk's as they are, the head's measured again."""
-        if path is None:
-            return None
-        old = read_ranges(path)
-        seen = (
-            lesson.features if self._base is None else np.vstack([lesson.features, self._base.train.features])
-        )
-        batches = (seen[at : at + RANGES_BATCH] for at in range(0, len(seen), RANGES_BATCH))
-        head = measure_ranges(old.network, head_of(data), batches, old.source)
-        measured = {name: pair for name, pair in head.tensors.items() if name != FEATURES}
-        source = f"{old.source}; head: features of {len(seen)} faces"
-        ranges = msgspec.structs.replace(old, source=source, tensors=old.tensors | measured)
-        return msgspec.json.format(msgspec.json.encode(ranges))
+    @property
+    def _n_base(self) -> int:
+        base = self._learners[0].base
+        return len(base.train) if base else 0
 
     def _report(self, lesson: Lesson, outcome: str) -> Report:
         counts = {
             "new": int(lesson.new().sum()),
             "altered copies": self._n_copies,
             "remembered": int(lesson.known().sum()),
-            "base": len(self._base.train) if self._base else 0,
+            "base": self._n_base,
             "tune": int(lesson.labelled("tune").sum()),
             "hold-out": int(lesson.labelled("hold-out").sum()),
             "left out": int(lesson.labelled("left out").sum()),
@@ -312,17 +263,14 @@ class _Round:
             labels=labels_of(self._samples),
             suspects=tuple(s.id for s, is_one in zip(lesson.samples, lesson.suspects, strict=True) if is_one),
             counts=counts,
+            n_steps=sum(pupil.n_steps for pupil in self._learners),
+            networks={pupil.name: str(pupil) for pupil in self._pupils},
         )
 
 
 def labels_of(samples: Sequence[Sample]) -> dict[str, str]:
     """Return what people say that samples show, by id."""
     return {sample.id: sample.label.emotion for sample in samples if sample.label.emotion}
-
-
-def _schedule_of(config: LearningConfig) -> Schedule:
-    losses = tuple(LossConfig(kind=kind, weight=weight) for kind, weight in config.losses.items())
-    return Schedule(max_steps=config.max_steps, losses=losses, restyled=config.restyled)
 
 
 def _run_name(
@@ -332,14 +280,6 @@ def _run_name(
     what = [sorted((s.id, s.label.emotion, s.label.person) for s in samples), release.id, config]
     content = msgspec.json.encode([*what, base.digest if base else ""])
     return hashlib.sha256(content).hexdigest()[:12]
-
-
-def _said(head: tuple[Layers, float], faces: Remembered) -> F32:
-    """Return `(N, K)` probabilities of a head with its temperature."""
-    layers, temperature = head
-    logits = EmotionHead((), layers, ()).logits(faces.features) / np.float32(temperature)
-    p: F32 = probabilities(logits[None], np.ones((1, logits.shape[1]), bool))[0]
-    return p
 
 
 @contextlib.contextmanager

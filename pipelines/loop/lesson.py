@@ -1,11 +1,11 @@
-"""What a round learns from: the samples of the store as the trunk sees them, each for its part.
+"""What a round learns from: the samples of the store as each trunk sees them, each for its part.
 
 Features stay in memory: nothing is stored of people beyond the samples themselves.
 
 Shape letters: N samples, K classes, F features.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,7 +14,6 @@ import numpy.typing as npt
 from ...kernels.looks import difference_hash
 from ..cropper import Cropper
 from ..errors import SampleError
-from ..importers.onnx_head import Layers, hidden_of
 from ..message import EMOTIONS
 from ..registry import ChipRecipe
 from .label_noise import find_suspects, soft_targets
@@ -24,6 +23,7 @@ from .sample import Sample, State
 from .sample_store import SampleStore
 from .sealed_face import StoredFace
 
+F16 = npt.NDArray[np.float16]
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
@@ -34,13 +34,13 @@ MAX_UNLABELLED = 400
 BATCH = 16
 UNLABELLED = -1
 
-Look = Callable[[F32], F32]
-"""The trunk: `(N, C, S, S)` chips to `(N, F)` features."""
+Look = Callable[[F32], F16]
+"""A trunk: `(N, C, S, S)` chips to `(N, ...)` features."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """N samples, with `features` `(N, F)`; `labels` `(N,)` are -1 where nobody said what the face shows.
+    """N samples, with `features` `(N, ...)` by network; `labels` `(N,)` are -1 where nobody said what it is.
 
     `committee` `(N, K)` is what the daemon published, NaN where it was not asked. `parts` `(N,)` are those of
     `parts_of`, `groups` `(N,)` those of `group_of`. `suspects` `(N,)` are labels in doubt: they are not
@@ -48,7 +48,7 @@ class Lesson:
     """
 
     samples: tuple[Sample, ...]
-    features: F32
+    features: Mapping[str, F16]
     labels: I64
     committee: F32
     parts: Text
@@ -72,16 +72,16 @@ class Lesson:
         found: Bool = (self.parts == part) & self._labelled
         return found
 
-    def softened(self, keep: Bool) -> Remembered:
+    def softened(self, network: str, keep: Bool) -> Remembered:
         """Return some of the samples to learn from; without a label, as the committee saw them."""
         labels, committee = self.labels[keep], self.committee[keep]
         targets = np.where(labels[:, None] < 0, committee, soft_targets(np.maximum(labels, 0), committee))
-        return Remembered(self.features[keep], targets.astype(np.float32), self.groups[keep])
+        return Remembered(self.features[network][keep], targets.astype(np.float32), self.groups[keep])
 
-    def as_labelled(self, keep: Bool) -> Remembered:
+    def as_labelled(self, network: str, keep: Bool) -> Remembered:
         """Return some of the labelled samples to be measured on: what people said, nothing else."""
         targets = np.eye(len(EMOTIONS), dtype=np.float32)[self.labels[keep]]
-        return Remembered(self.features[keep], targets, self.groups[keep])
+        return Remembered(self.features[network][keep], targets, self.groups[keep])
 
     @property
     def _labelled(self) -> Bool:
@@ -100,8 +100,7 @@ def gather(store: SampleStore) -> list[Sample]:
 def look_at(
     store: SampleStore,
     samples: Sequence[Sample],
-    recipe: ChipRecipe,
-    look: Look,
+    looks: Mapping[str, tuple[ChipRecipe, Look]],
     go_on: Callable[[int], bool],
 ) -> Lesson | None:
     """Return the lesson that `samples` make, before any label is doubted; None when `go_on` stopped it.
@@ -109,15 +108,14 @@ def look_at(
     Args:
         store: where they are.
         samples: of `gather`.
-        recipe: of the trunk's chips.
-        look: the trunk; it sees every sample once.
+        looks: by network, its chips and its trunk; each sees every sample once.
         go_on: called with the number of samples seen so far.
 
     Raises:
         SampleError: there are none.
     """
     kept: list[Sample] = []
-    features: list[F32] = []
+    features: dict[str, list[F16]] = {network: [] for network in looks}
     committee: list[F32] = []
     looks: list[int] = []
     cropper = Cropper()
@@ -125,8 +123,9 @@ def look_at(
         batch = samples[at : at + BATCH]
         opened = [(sample, face) for sample in batch if _is_fit(sample, face := store.face(sample.id))]
         if opened:
-            chips = [cropper.crop(face.chip, face.landmarks[None], recipe) for _, face in opened]
-            features.append(look(np.concatenate(chips)))
+            for network, (recipe, look) in looks.items():
+                chips = [cropper.crop(face.chip, face.landmarks[None], recipe) for _, face in opened]
+                features[network].append(look(np.concatenate(chips)))
             committee += [_published(face) for _, face in opened]
             looks += [difference_hash(face.chip) for _, face in opened]
             kept += [sample for sample, _ in opened]
@@ -136,7 +135,7 @@ def look_at(
         raise SampleError("nobody has said of any sample what it shows; `visaged flag` does")
     return Lesson(
         tuple(kept),
-        np.concatenate(features),
+        {network: np.concatenate(parts) for network, parts in features.items()},
         np.array([EMOTIONS.index(s.label.emotion) if s.label.emotion else UNLABELLED for s in kept]),
         np.stack(committee),
         np.array(parts_of(kept, np.array(looks, np.uint64))),
@@ -145,19 +144,14 @@ def look_at(
     )
 
 
-def doubt(lesson: Lesson, layers: Layers) -> Lesson:
+def doubt(lesson: Lesson, hidden: F32) -> Lesson:
     """Return the lesson with those training labels marked that the other samples contradict.
 
-    They are judged by what the last of the head's `layers` reads: a hundred numbers that are about emotions.
+    They are judged by `hidden` `(N, U)`, what a last layer reads: a hundred numbers that are about emotions.
     """
     suspects = np.zeros(len(lesson.samples), bool)
     train = np.flatnonzero(lesson.labelled("train"))
-    suspects[train] = find_suspects(
-        hidden_of(layers, lesson.features[train]),
-        lesson.labels[train],
-        lesson.groups[train],
-        len(EMOTIONS),
-    )
+    suspects[train] = find_suspects(hidden[train], lesson.labels[train], lesson.groups[train], len(EMOTIONS))
     return replace(lesson, suspects=suspects)
 
 

@@ -13,10 +13,15 @@ Stage = Literal["off", "waiting", "looking", "learning", "paused", "measuring", 
 
 
 class Progress(Struct, frozen=True, kw_only=True):
-    """Where a round is. Losses are in nats, `eta_s` in seconds; None where there is none yet."""
+    """Where a round is. Losses are in nats, `eta_s` in seconds; None where there is none yet.
+
+    `network` is the one that learns, and `part` what of it.
+    """
 
     stage: Stage
     run: str = ""
+    network: str = ""
+    part: str = ""
     step: int = 0
     n_steps: int = 0
     loss: float | None = None
@@ -27,7 +32,8 @@ class Progress(Struct, frozen=True, kw_only=True):
 
     def __str__(self) -> str:
         """Return one line for people."""
-        parts = [self.stage if not self.run else f"{self.stage}, run {self.run}"]
+        what = f" {self.network}, {self.part}" if self.network else ""
+        parts = [self.stage + what + (f", run {self.run}" if self.run else "")]
         if self.n_steps:
             parts.append(f"{self.step} of {self.n_steps}")
         if self.loss is not None:

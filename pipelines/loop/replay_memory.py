@@ -2,13 +2,17 @@
 
 The base memory is of the faces that the factory learned from: not shipped, made by the operator from FER+
 (`visaged learn base`). Where there is none, confident samples of the site take its place, and protect less.
+
+Shape letters: N faces, K classes, F features; or C, H, W of maps in place of F.
 """
 
 import hashlib
 import io
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,19 +26,24 @@ I64 = npt.NDArray[np.int64]
 Text = npt.NDArray[np.str_]
 
 PRIVATE = 0o600
+PARTS = ("train", "tune", "hold_out")
+AGAIN = "make it again with `visaged learn base FERPLUS`"
 
 
 @dataclass(frozen=True, slots=True)
 class Remembered:
-    """N faces: `features` `(N, F)` of the trunk, `targets` `(N, K)` shares of votes, `(N,)` `groups`."""
+    """N faces: `features` of a trunk, `(N, F)` or `(N, C, H, W)`, and `targets` `(N, K)`, shares of votes.
 
-    features: F32
+    Features are in half precision where there are many; `groups` `(N,)` are names.
+    """
+
+    features: F16 | F32
     targets: F32
     groups: Text
 
     def __post_init__(self) -> None:
         n = len(self.features)
-        if self.features.ndim != 2 or self.targets.shape[:1] != (n,) or self.groups.shape != (n,):
+        if self.features.ndim not in (2, 4) or self.targets.shape[:1] != (n,) or self.groups.shape != (n,):
             raise ValueError(f"{self.features.shape=} {self.targets.shape=} {self.groups.shape=}")
 
     def __len__(self) -> int:
@@ -50,6 +59,10 @@ class Remembered:
         """Return the faces where `keep` is true, or those at its indices."""
         return Remembered(self.features[keep], self.targets[keep], self.groups[keep])
 
+    def none(self) -> "Remembered":
+        """Return no faces, of these features."""
+        return self.take(np.zeros(0, np.int64))
+
     def beside(self, other: "Remembered") -> "Remembered":
         """Return these faces and then those of `other`."""
         return Remembered(
@@ -57,13 +70,6 @@ class Remembered:
             np.concatenate([self.targets, other.targets]),
             np.concatenate([self.groups, other.groups]),
         )
-
-
-def nothing(n_features: int, n_classes: int) -> Remembered:
-    """Return no faces."""
-    return Remembered(
-        np.zeros((0, n_features), np.float32), np.zeros((0, n_classes), np.float32), np.zeros(0, "<U1")
-    )
 
 
 def balanced(targets: F32, per_class: int, random: np.random.Generator) -> I64:
@@ -75,17 +81,23 @@ def balanced(targets: F32, per_class: int, random: np.random.Generator) -> I64:
 
 
 @dataclass(frozen=True, slots=True)
-class BaseMemory:
-    """Faces of the data that the factory's head is from, in the three parts of learning.
-
-    `trunk` is the SHA-256 of the trunk that the features are of; of another one they mean nothing. `digest`
-    names the file.
-    """
+class Parts:
+    """The same faces for all trunks, in the three parts of learning."""
 
     train: Remembered
     tune: Remembered
     hold_out: Remembered
-    trunk: str
+
+
+@dataclass(frozen=True, slots=True)
+class BaseMemory:
+    """Faces of the data that the factory's networks are from, as each trunk sees them.
+
+    `of_trunk` has them by the SHA-256 of the trunk: to another one its features mean nothing. `digest` names
+    the file.
+    """
+
+    of_trunk: Mapping[str, Parts]
     digest: str = ""
 
 
@@ -94,17 +106,18 @@ def base_path(state: Path) -> Path:
     return state / "learning" / "base.npz"
 
 
-def write_base(base: BaseMemory, state: Path) -> Path:
+def write_base(of_trunk: Mapping[str, Parts], state: Path) -> Path:
     """Keep the base memory, features in half precision; return its path.
 
     Raises:
         SampleError: the folder cannot be written.
     """
-    arrays: dict[str, npt.NDArray[np.generic]] = {"trunk": np.array(base.trunk)}
-    for name in ("train", "tune", "hold_out"):
-        part: Remembered = getattr(base, name)
-        arrays[f"{name}_features"] = part.features.astype(np.float16)
-        arrays[f"{name}_targets"], arrays[f"{name}_groups"] = part.targets, part.groups
+    arrays: dict[str, npt.NDArray[np.generic]] = {"trunks": np.array(list(of_trunk))}
+    for name in PARTS:
+        for index, parts in enumerate(of_trunk.values()):
+            part: Remembered = getattr(parts, name)
+            arrays[f"{name}_features_{index}"] = part.features.astype(np.float16)
+            arrays[f"{name}_targets"], arrays[f"{name}_groups"] = part.targets, part.groups
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **arrays)
     path = base_path(state)
@@ -116,33 +129,33 @@ def write_base(base: BaseMemory, state: Path) -> Path:
     return path
 
 
-def read_base(state: Path, trunk: str) -> BaseMemory | None:
+def read_base(state: Path) -> BaseMemory | None:
     """Return the base memory; None when there is none.
 
     Raises:
-        SampleError: it is damaged, or of another trunk.
+        SampleError: it is damaged.
     """
     path = base_path(state)
     if not path.exists():
         return None
-    again = "make it again with `visaged learn base FERPLUS`, or remove it"
     try:
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            found = str(file["trunk"])
-            parts = [
-                Remembered(
-                    file[f"{name}_features"].astype(np.float32),
-                    file[f"{name}_targets"],
-                    file[f"{name}_groups"],
-                )
-                for name in ("train", "tune", "hold_out")
-            ]
+            if "trunk" in file:  # made when one network learned
+                found = {str(file["trunk"]): _parts(file, "features")}
+            else:
+                trunks = [str(trunk) for trunk in file["trunks"]]
+                found = {trunk: _parts(file, f"features_{i}") for i, trunk in enumerate(trunks)}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise SampleError(f"{path} is no base memory ({error}); {again}") from error
-    if found != trunk:
-        raise SampleError(f"the base memory {path} is of another trunk than the active release's; {again}")
-    train, tune, hold_out = parts
-    return BaseMemory(train, tune, hold_out, trunk, sha256_of(path))
+        raise SampleError(f"{path} is no base memory ({error}); {AGAIN}, or remove it") from error
+    return BaseMemory(found, sha256_of(path))
+
+
+def _parts(file: Mapping[str, npt.NDArray[Any]], features: str) -> Parts:
+    train, tune, hold_out = (
+        Remembered(file[f"{name}_{features}"], file[f"{name}_targets"], file[f"{name}_groups"])
+        for name in PARTS
+    )
+    return Parts(train, tune, hold_out)
 
 
 def trunk_digest(trunk: bytes) -> str:

@@ -16,6 +16,8 @@ from .replay_memory import Remembered
 F32 = npt.NDArray[np.float32]
 
 PRIVATE = 0o600
+FUSED = "fused"
+"""In the place of a network's name: what all say together, which is what is published."""
 
 
 class Estimate(Struct, frozen=True):
@@ -27,9 +29,10 @@ class Estimate(Struct, frozen=True):
 
 
 class Evidence(Struct, frozen=True, kw_only=True):
-    """One metric of the member that learned, alone, on faces that were never learned from."""
+    """One metric on faces that were never learned from: of a network that learned, or of all, `fused`."""
 
     part: str
+    network: str = ""
     metric: str
     n_faces: int
     n_groups: int
@@ -42,7 +45,8 @@ class Report(Struct, frozen=True, kw_only=True):
     """A round that ended. `release` is the candidate, "" when there is none, and `outcome` says why.
 
     `labels` are all that were there, emotion by id of the sample: what the next round need not count as new.
-    `suspects` are ids whose labels were doubted and not learned from: for a second look.
+    `suspects` are ids whose labels were doubted and not learned from: for a second look. `networks` says of
+    each what came of it.
     """
 
     run: str
@@ -55,10 +59,11 @@ class Report(Struct, frozen=True, kw_only=True):
     suspects: tuple[str, ...] = ()
     counts: dict[str, int] = {}
     n_steps: int = 0
+    networks: dict[str, str] = {}
     evidence: tuple[Evidence, ...] = ()
 
 
-def compare(part: str, faces: Remembered, before: F32, after: F32) -> tuple[Evidence, ...]:
+def compare(part: str, network: str, faces: Remembered, before: F32, after: F32) -> tuple[Evidence, ...]:
     """Return accuracy and log loss of two answers, `(N, K)` probabilities each, to the same faces."""
     if not len(faces):
         return ()
@@ -67,6 +72,7 @@ def compare(part: str, faces: Remembered, before: F32, after: F32) -> tuple[Evid
     def evidence(metric: Metric) -> Evidence:
         return Evidence(
             part=part,
+            network=network,
             metric=metric.name,
             n_faces=len(truth),
             n_groups=len(np.unique(truth.groups)),

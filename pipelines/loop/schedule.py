@@ -7,7 +7,7 @@ from msgspec import Meta, Struct
 
 
 class LearningConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """When the emotion network learns from labelled samples, beside the daemon. See docs/loop.md."""
+    """When the networks learn emotions from labelled samples, beside the daemon. See docs/loop.md."""
 
     enabled: bool = False
     """Learn in a process of its own, at the lowest priority. Needs the extra `learn` (torch). What is learned
@@ -19,7 +19,8 @@ class LearningConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     min_samples: Annotated[int, Meta(ge=1, le=100_000)] = 10
     """Corrected samples that a round needs to learn from, besides those it is measured on."""
     max_steps: Annotated[int, Meta(ge=20, le=10_000)] = 200
-    """Steps of training at most, of 32 new faces and 32 remembered ones each."""
+    """Steps of training at most, of 32 new faces and 32 remembered ones each: for every network that
+    learns."""
     losses: dict[
         Literal["cross_entropy", "generalised_cross_entropy", "centre", "island", "tuplet_clusters"],
         Annotated[float, Meta(ge=0)],

@@ -7,7 +7,7 @@ remembered can, once the change is made to them too.
 import numpy as np
 import numpy.typing as npt
 
-from .replay_memory import Remembered, nothing
+from .replay_memory import Remembered
 
 F32 = npt.NDArray[np.float32]
 
@@ -23,19 +23,19 @@ def in_style_of(site: Remembered, memory: Remembered) -> Remembered:
     moved too. Nothing comes back where the site has too few faces, or none of its classes is remembered.
 
     Args:
-        site: `(N, F)` features of labelled faces of the site.
-        memory: `(M, F)` of the same trunk.
+        site: labelled faces of the site.
+        memory: of the same trunk. Of maps, each place is a feature.
 
     Source: Huang and Belongie, "Arbitrary style transfer in real-time with adaptive instance
     normalization", ICCV 2017, equation 8, over faces in place of pixels.
     """
     weights = _as_at(site, memory)
     if len(site) < MIN_FACES or not weights.any():
-        return nothing(memory.features.shape[1], memory.targets.shape[1])
-    mean = weights @ memory.features
-    spread = np.sqrt(weights @ np.square(memory.features - mean)) + np.float32(FLAT)
-    standard = (memory.features - mean) / spread
-    moved: F32 = standard * site.features.std(axis=0) + site.features.mean(axis=0)
+        return memory.none()
+    there, here = (faces.features.astype(np.float32) for faces in (memory, site))
+    mean = np.tensordot(weights, there, 1)
+    spread = np.sqrt(np.tensordot(weights, np.square(there - mean), 1)) + np.float32(FLAT)
+    moved: F32 = (there - mean) / spread * here.std(axis=0) + here.mean(axis=0)
     return Remembered(moved.astype(np.float32), memory.targets, memory.groups)
 
 

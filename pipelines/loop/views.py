@@ -12,10 +12,11 @@ from ..learning.samples import Samples
 from ..message import EMOTIONS
 from ..registry import ChipRecipe
 from ..synthesis.synthesiser import Synthesiser
-from .replay_memory import Remembered, nothing
+from .replay_memory import Remembered
 from .schedule import LearningConfig
 from .sealed_face import StoredFace
 
+F16 = npt.NDArray[np.float16]
 F32 = npt.NDArray[np.float32]
 
 BATCH = 16
@@ -27,7 +28,7 @@ def views_of(
     learned: Remembered,
     config: LearningConfig,
     recipe: ChipRecipe,
-    look: Callable[[F32], F32],
+    look: Callable[[F32], F16 | F32],
     synthesiser: Synthesiser | None,
 ) -> Remembered:
     """Return what the trunk sees of altered copies of faces, each with its face's targets and group.
@@ -40,7 +41,7 @@ def views_of(
         learned: the same N as they are learned without alteration.
         config: how many copies, and how they are altered.
         recipe: of the trunk's chips.
-        look: the trunk, `(N, C, S, S)` chips to `(N, F)` features.
+        look: the trunk, chips to features.
         synthesiser: renders; None: nothing is rendered.
     """
     chips = np.stack([cut_chip(f.chip, f.landmarks, recipe.size, recipe.padding) for f in faces])
@@ -51,13 +52,13 @@ def views_of(
         copies.append(both.take(both.is_synthetic))
     augmenter = Augmenter(preset(config.augmentation), SEED)
     copies += [augmenter.children(real) for _ in range(config.augmented_views)]
-    views = nothing(learned.features.shape[1], learned.targets.shape[1])
+    views = learned.none()
     for copy in copies:
         if len(copy):
             views = views.beside(Remembered(_features(copy, recipe, look), copy.targets, copy.groups))
     return views
 
 
-def _features(samples: Samples, recipe: ChipRecipe, look: Callable[[F32], F32]) -> F32:
+def _features(samples: Samples, recipe: ChipRecipe, look: Callable[[F32], F16 | F32]) -> F16 | F32:
     inputs = chips_to_input(samples.pictures, recipe)
     return np.concatenate([look(inputs[at : at + BATCH]) for at in range(0, len(inputs), BATCH)])

@@ -144,4 +144,4 @@ def _drop_checkpoints(state: Path) -> int:
     found = list((state / "learning").glob("checkpoint-*"))
     for path in found:
         path.unlink(missing_ok=True)
-    return len(found)
+    return len({path.stem.split("-")[1] for path in found})  # a round has one for each network and stage

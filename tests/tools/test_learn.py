@@ -70,18 +70,17 @@ def test_the_base_memory_is_made_of_features_without_pictures(state: Path, tmp_p
 
     with np.load(base_path(state), allow_pickle=False) as file:
         sizes = {name: len(file[f"{name}_targets"]) for name in ("train", "tune", "hold_out")}
-        assert file["train_features"].dtype == np.float16 and file["train_features"].shape[1] == 7168
-        assert {name.partition("_")[2] for name in file.files} <= {
-            "features",
-            "targets",
-            "groups",
-            "out_features",
-            "out_targets",
-            "out_groups",
-            "",
-        }
+        seen = [file[f"train_features_{index}"] for index in range(len(file["trunks"]))]
+        assert [features.shape[1:] for features in seen] == [(7168,), (864,), (80,)]
+        assert {features.dtype for features in seen} == {np.dtype(np.float16)}
+        kinds = [f"features_{index}" for index in range(3)] + ["targets", "groups"]
+        assert set(file.files) == {"trunks", *(f"{part}_{kind}" for part in sizes for kind in kinds)}
     assert sizes["hold_out"] == 6 and sizes["train"] + sizes["tune"] == 40
-    assert f"{sizes['train']} to train" in said and base_path(state).stat().st_mode & 0o077 == 0
+    assert (
+        f"{sizes['train']} to train" in said
+        and "emotion-vgg13" in said
+        and base_path(state).stat().st_mode & 0o077 == 0
+    )
 
 
 def test_a_threshold_is_suggested_with_its_evidence_or_not_at_all(

@@ -6,8 +6,9 @@ import pytest
 from visaged.pipelines.errors import SourceError
 from visaged.pipelines.importers.dlib_dat import read_face_resnet
 from visaged.pipelines.importers.dlib_onnx import face_resnet_onnx
-from visaged.pipelines.learning.ferplus import Aligner, Faces, load_faces, see, tuning_part
+from visaged.pipelines.learning.ferplus import Aligner, Faces, Trunk, load_faces, see, tuning_part
 from visaged.pipelines.model_store import ModelStore
+from visaged.pipelines.registry import EMOTION_VGG13
 
 U8 = npt.NDArray[np.uint8]
 
@@ -69,17 +70,18 @@ def test_a_small_picture_of_a_face_is_aligned_like_a_live_one(astronaut: U8, sto
     assert 0.1 < left_eye[1] < 0.6
 
 
-def test_features_are_kept_and_taken_again(store: ModelStore, tmp_path: Path) -> None:
+def test_features_of_every_trunk_are_kept_and_taken_again(store: ModelStore, tmp_path: Path) -> None:
     net = read_face_resnet(store.weights_file("dlib_face_recognition_resnet_model_v1.dat"))
-    trunk = tmp_path / "trunk.onnx"
-    trunk.write_bytes(face_resnet_onnx(net, with_features=True).SerializeToString())
-    weights = (store.weights_file("shape_predictor_5_face_landmarks.dat"), trunk)
+    path = tmp_path / "trunk.onnx"
+    path.write_bytes(face_resnet_onnx(net, with_features=True).SerializeToString())
+    predictor = store.weights_file("shape_predictor_5_face_landmarks.dat")
+    trunks = [Trunk(path), Trunk(store.ensure("emotion-vgg13"), recipe=EMOTION_VGG13.recipe)]
     pictures = np.random.default_rng(0).integers(0, 256, (3, 48, 48)).astype(np.uint8)
 
-    first = see(pictures, 2, weights, tmp_path / "kept")
-    kept = next((tmp_path / "kept").rglob("*.npy"))
-    written = kept.stat().st_mtime_ns
+    first = see(pictures, 2, predictor, trunks, tmp_path / "kept")
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").rglob("*.npy")}
+    again = see(pictures, 2, predictor, trunks, tmp_path / "kept")
 
-    assert first.shape == (3, 2, 7168)
-    assert (see(pictures, 2, weights, tmp_path / "kept") == first).all()
-    assert kept.stat().st_mtime_ns == written
+    assert [seen.shape for seen in first] == [(3, 2, 7168), (3, 2, 256)]
+    assert all((one == other).all() for one, other in zip(first, again, strict=True))
+    assert len(kept) == 2 and {path: path.stat().st_mtime_ns for path in kept} == kept

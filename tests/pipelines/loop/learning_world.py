@@ -1,11 +1,11 @@
 """A small world of features, without pictures: a head that knows it, and a site where faces differ."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from visaged.pipelines.importers.emotion_head import EmotionHead
-from visaged.pipelines.importers.onnx_head import Layers
+from visaged.pipelines.importers.onnx_end import End, Node
 from visaged.pipelines.loop.label_noise import soft_targets
 from visaged.pipelines.loop.replay_memory import Remembered
 
@@ -53,16 +53,35 @@ def mislabelled(labels: I64, share: float, seed: int) -> I64:
     return said
 
 
-def logits_of(layers: Layers, features: F32) -> F32:
-    return EmotionHead((), layers, ()).logits(features)
+def dense_end(layers: list[tuple[F32, F32]]) -> End:
+    """Two dense layers with ReLU between, as the end of a network."""
+    weights = {
+        f"{kind}{index}": v for index, pair in enumerate(layers) for kind, v in zip("wb", pair, strict=True)
+    }
+    nodes = (
+        Node("Gemm", ("features", "w0", "b0"), "sum", {}),
+        Node("Relu", ("sum",), "hidden", {}),
+        Node("Gemm", ("hidden", "w1", "b1"), "logits", {}),
+    )
+    return End("features", nodes, weights, {})
 
 
-def accuracy(layers: Layers, faces: tuple[F32, I64]) -> float:
-    return float((logits_of(layers, faces[0]).argmax(axis=1) == faces[1]).mean())
+def logits_of(weights: Mapping[str, F32], features: F32) -> F32:
+    hidden = np.maximum(features @ weights["w0"] + weights["b0"], 0)
+    logits: F32 = hidden @ weights["w1"] + weights["b1"]
+    return logits
 
 
-def softened(layers: Layers, features: F32, said: I64) -> Remembered:
-    logits = logits_of(layers, features)
+def nothing() -> Remembered:
+    return remembered(np.zeros((0, N_FEATURES), np.float32), np.zeros(0, np.int64))
+
+
+def accuracy(weights: Mapping[str, F32], faces: tuple[F32, I64]) -> float:
+    return float((logits_of(weights, faces[0]).argmax(axis=1) == faces[1]).mean())
+
+
+def softened(weights: Mapping[str, F32], features: F32, said: I64) -> Remembered:
+    logits = logits_of(weights, features)
     p = np.exp(logits - logits.max(axis=1, keepdims=True))
     targets = soft_targets(said, (p / p.sum(axis=1, keepdims=True)).astype(np.float32))
     return Remembered(features, targets, np.arange(len(said)).astype(str))

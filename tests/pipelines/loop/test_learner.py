@@ -1,7 +1,7 @@
 """A whole round on real networks: from a sample store to a candidate that is served, with its lineage."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,18 @@ from visaged.pipelines.assembly import StageConfigs, assemble
 from visaged.pipelines.engines.ort_engine import OrtEngine
 from visaged.pipelines.engines.precision import Int8Style, read_ranges, to_int8
 from visaged.pipelines.ensemble import EnsembleConfig, blank_chips
-from visaged.pipelines.errors import ModelError, ReleaseError, SampleError
-from visaged.pipelines.importers.emotion_head import EmotionHead
-from visaged.pipelines.importers.onnx_head import Layers, head_of, layers_of, trunk_of, with_layers
+from visaged.pipelines.errors import ReleaseError, SampleError
+from visaged.pipelines.importers.onnx_end import End, ends_of, trunk_of
 from visaged.pipelines.loop.progress import Progress
 from visaged.pipelines.loop.replay_memory import (
-    BaseMemory,
+    Parts,
     Remembered,
     base_path,
     read_base,
     trunk_digest,
     write_base,
 )
-from visaged.pipelines.loop.report import Report, last_report
+from visaged.pipelines.loop.report import FUSED, Report, last_report
 from visaged.pipelines.loop.sample import Label, Source
 from visaged.pipelines.loop.sample_store import SampleStore
 from visaged.pipelines.loop.schedule import LearningConfig
@@ -38,7 +37,7 @@ from visaged.pipelines.releases.release_store import ReleaseStore
 pytest.importorskip("torch", reason="torch is not installed (extra `learn`)")
 pytestmark = pytest.mark.torch
 
-from visaged.pipelines.loop import learner  # noqa: E402
+from visaged.pipelines.loop import pupil as pupil_module  # noqa: E402
 from visaged.pipelines.loop.learner import Champion, champion_of, learn  # noqa: E402
 from visaged.pipelines.loop.rehearsal import Curriculum, Taught, rehearse  # noqa: E402
 
@@ -78,17 +77,23 @@ def state(
             person = Identity(state="known", person=f"person {n // 2}", distance=0.3, margin=0.4)
             seen = make_sighting(n, track=n, chip=chip, landmarks=marks, identity=person)
             samples.add(seen, Source.USER, Label(emotion=said, is_face=True))
-    data = store.ensure("face-resnet").read_bytes()
-    features = np.random.default_rng(0).uniform(0, 0.2, (90, layers_of(data)[0][0].shape[0])).astype("f4")
-    logits = EmotionHead((), layers_of(data), ()).logits(features)
-    targets = np.eye(len(EMOTIONS), dtype=np.float32)[logits.argmax(axis=1)]
-    targets[:10] = np.eye(len(EMOTIONS), dtype=np.float32)[
-        [EMOTIONS.index("anger"), EMOTIONS.index("sadness")] * 5
-    ]
-    everybody = Remembered(features, targets, np.arange(90).astype(str))
-    train, tune, hold_out = (everybody.take(np.arange(at, at + n)) for at, n in ((0, 50), (50, 20), (70, 20)))
-    write_base(BaseMemory(train, tune, hold_out, trunk_digest(trunk_of(data))), folder)
+    remember(champion_of(StageConfigs(), folder, store), CONFIG, folder)
     return folder
+
+
+def remember(champion: Champion, config: LearningConfig, state: Path) -> None:
+    """Write a base memory of features made up, for every network."""
+    random, of_trunk = np.random.default_rng(0), {}
+    classes = np.concatenate(
+        [[EMOTIONS.index("anger"), EMOTIONS.index("sadness")] * 5, random.integers(0, 8, 80)]
+    )
+    targets, groups = np.eye(len(EMOTIONS), dtype=np.float32)[classes], np.arange(90).astype(str)
+    for pupil in champion.pupils(None, config):
+        shape = pupil.look(blank_chips(pupil.files.row.recipe, 1)).shape[1:]
+        everybody = Remembered(random.uniform(0, 0.2, (90, *shape)).astype("f4"), targets, groups)
+        parts = [everybody.take(np.arange(at, at + n)) for at, n in ((0, 50), (50, 20), (70, 20))]
+        of_trunk[trunk_digest(pupil.trunk)] = Parts(*parts)
+    write_base(of_trunk, state)
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +133,7 @@ def test_flagged_samples_become_a_candidate_that_is_served(
     configs = StageConfigs(ensemble=EnsembleConfig(release=report.release))
     with assemble(configs, state=state, cache=cache, may_wait=False) as stages:
         outputs = stages.ensemble.infer({r: blank_chips(r, 2) for r in stages.ensemble.recipes})
-    site = {e.metric: e for e in report.evidence if e.part == "site"}
+    site = {(e.network, e.metric): e for e in report.evidence if e.part == "site"}
 
     assert stored.about.parent == champion.release.id == report.parent
     names = [m.network.name for m in stored.release.members]
@@ -136,11 +141,17 @@ def test_flagged_samples_become_a_candidate_that_is_served(
     assert stored.release.fusion == champion.release.fusion
     assert outputs.logits.shape == (len(names), 2, 8)
     assert {p.stage for p in whole.told} == {"looking", "learning", "measuring"}
-    assert site["accuracy"].n_faces == report.counts["hold-out"] > 4
-    assert site["log loss"].change.value is not None and site["log loss"].change.value < -0.3, (
-        "nothing learned"
-    )
-    assert {e.part for e in report.evidence} == {"site", "base"}
+    assert report.networks == dict.fromkeys(names, "its head learned")
+    assert [p.network for p in whole.told if p.stage == "learning" and p.step == 1] == names
+    digests = [{m.onnx for m in r.members} for r in (stored.release, champion.release)]
+    assert len(digests[0]) == 3 and not digests[0] & digests[1], "a member is the same as before"
+    for name in (*names, FUSED):
+        found = site[name, "log loss"]
+        assert found.n_faces == report.counts["hold-out"] > 4
+        assert found.change.value is not None and found.change.value < -0.2, f"{name} learned nothing"
+    assert {(e.part, e.network) for e in report.evidence} == {
+        (part, name) for part in ("site", "base") for name in (*names, FUSED)
+    }
     learned = {by_id[id].identity.person for id in stored.about.samples}
     assert (
         len(stored.about.samples)
@@ -158,23 +169,23 @@ def test_a_round_learns_from_altered_copies_with_the_losses_it_is_told(
     config = msgspec.structs.replace(CONFIG, augmented_views=2, losses={"cross_entropy": 1.0, "island": 0.01})
     taught_from: list[Curriculum] = []
 
-    def note(layers: Layers, curriculum: Curriculum, *rest: Any) -> Taught | None:
+    def note(end: End, begin: Any, curriculum: Curriculum, *rest: Any) -> Taught | None:
         taught_from.append(curriculum)
-        return rehearse(layers, curriculum, *rest)
+        return rehearse(end, begin, curriculum, *rest)
 
-    monkeypatch.setattr(learner, "rehearse", note)
+    monkeypatch.setattr(pupil_module, "rehearse", note)
     with SampleStore(state) as samples:
         report = learn(champion, samples, state, config, go_on)
 
     assert report is not None and report.release and report.run != whole.report.run
     assert report.release != whole.report.release
-    (curriculum,) = taught_from
     n_new = report.counts["new"]
-    assert len(curriculum.new) == 3 * n_new and report.counts["altered copies"] == 2 * n_new
+    assert [len(curriculum.new) for curriculum in taught_from] == [3 * n_new] * 3
+    assert report.counts["altered copies"] == 2 * n_new
     assert len(ReleaseStore(state).get(report.release).about.samples) == len(
         ReleaseStore(state).get(whole.report.release).about.samples
     ), "copies are not samples"
-    assert len(curriculum.restyled) == report.counts["base"]
+    assert {len(curriculum.restyled) for curriculum in taught_from} == {report.counts["base"]}
 
 
 def test_labels_in_doubt_are_the_mistaken_ones_and_are_not_learned_from(state: Path, whole: Whole) -> None:
@@ -189,9 +200,28 @@ def test_labels_in_doubt_are_the_mistaken_ones_and_are_not_learned_from(state: P
     assert len(seq_of) == N_SAMPLES, "a sample in doubt was deleted"
 
 
-def test_only_the_head_changes_and_int8_still_fits(state: Path, champion: Champion, whole: Whole) -> None:
+def test_only_the_end_of_each_network_changes(state: Path, champion: Champion, whole: Whole) -> None:
+    new = ReleaseStore(state).get(whole.report.release).networks()
+    for pupil in champion.pupils(None, CONFIG):
+        data = new[pupil.name].onnx.read_bytes()
+        chips = np.random.default_rng(0).normal(
+            0, 0.2, (2, *blank_chips(pupil.files.row.recipe, 1).shape[1:])
+        )
+
+        said = [OrtEngine(d).infer(chips.astype("f4"))["logits"] for d in (pupil.onnx, data)]
+
+        (end,) = pupil.ends
+        assert trunk_of(data, end.entry) == pupil.trunk
+        after = ends_of(data)[0]
+        assert after.nodes == end.nodes and after.weights.keys() == end.weights.keys()
+        assert np.abs(said[0] - said[1]).max() > 0.01
+
+
+def test_the_embedder_embeds_as_before_and_int8_still_fits(
+    state: Path, champion: Champion, whole: Whole
+) -> None:
     new = ReleaseStore(state).get(whole.report.release).networks()["face-resnet"]
-    old = champion.pupil
+    old = champion.networks["face-resnet"]
     chips = np.random.default_rng(0).normal(0, 0.2, (2, 3, 150, 150)).astype(np.float32)
     assert new.ranges is not None and old.ranges is not None
     before, after = read_ranges(old.ranges), read_ranges(new.ranges)
@@ -213,22 +243,25 @@ def test_only_the_head_changes_and_int8_still_fits(state: Path, champion: Champi
 def test_a_round_that_is_stopped_goes_on_and_ends_with_the_same_release(
     state: Path, champion: Champion, whole: Whole
 ) -> None:
-    steps: list[int] = []
+    steps: list[tuple[str, int]] = []
 
     def until_45(now: Progress) -> bool:
-        return now.stage != "learning" or now.step < 45
+        return now.network != "emotion-vgg13" or now.step < 45
 
     def count(now: Progress) -> bool:
-        steps.append(now.step if now.stage == "learning" else 0)
+        if now.stage == "learning":
+            steps.append((now.network, now.step))
         return True
 
     with SampleStore(state) as samples:
         stopped = learn(champion, samples, state, CONFIG, until_45)
-        is_kept = list((state / "learning").glob("checkpoint-*.pt"))
+        kept = sorted(path.name[24:] for path in (state / "learning").glob("checkpoint-*.pt"))
         again = learn(champion, samples, state, CONFIG, count)
 
-    assert stopped is None and len(is_kept) == 1
-    assert min(step for step in steps if step) == 46
+    assert stopped is None and kept == ["emotion-vgg13-head.pt", "face-resnet-head.pt"]
+    assert steps[0] == ("emotion-vgg13", 46), "the first network was taught twice, or the second anew"
+    assert steps[-1] == ("emotion-resnet", 60) and len(steps) == 15 + 60
+    assert list((state / "learning").glob("*.pt")) == []
     assert again is not None
     assert (whole.report.release, whole.report.run) == (again.release, again.run)
 
@@ -280,42 +313,71 @@ def test_without_anything_to_remember_there_is_no_round(
     assert "visaged learn base" in report.outcome
 
 
-def test_a_base_memory_that_is_damaged_or_of_another_trunk_is_refused(tmp_path: Path) -> None:
-    one = Remembered(np.ones((1, 4), np.float32), np.full((1, 8), 0.125, np.float32), np.array(["a"]))
-    path = write_base(BaseMemory(one, one, one, "trunk"), tmp_path)
+def test_a_member_that_is_given_up_stays_as_it_is(
+    state: Path, champion: Champion, whole: Whole, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse_one(end: End, begin: Any, *rest: Any) -> Taught | None:
+        taught = rehearse(end, begin, *rest)
+        assert taught is not None
+        is_one = end.entry == "features" and "w64" in end.weights  # of face-resnet
+        return Taught(end.weights, taught.n_steps, "on purpose") if is_one else taught
 
-    kept = read_base(tmp_path, "trunk")
+    monkeypatch.setattr(pupil_module, "rehearse", refuse_one)
+    with SampleStore(state) as samples:
+        report = learn(champion, samples, state, CONFIG, go_on)
+
+    assert report is not None
+    old, new = champion.release, ReleaseStore(state).get(report.release).release
+    assert [a == b for a, b in zip(old.members, new.members, strict=True)] == [False, False, False]
+    assert old.members[0].onnx == new.members[0].onnx
+    assert report.networks["face-resnet"] == "its head was given up: on purpose"
+    assert {e.network for e in report.evidence} == {"emotion-vgg13", "emotion-resnet", FUSED}
+
+
+def test_a_base_memory_that_is_damaged_is_refused(tmp_path: Path) -> None:
+    one = Remembered(np.ones((1, 4), np.float32), np.full((1, 8), 0.125, np.float32), np.array(["a"]))
+    path = write_base({"trunk": Parts(one, one, one)}, tmp_path)
+
+    kept = read_base(tmp_path)
 
     assert kept is not None and len(kept.digest) == 64 and path.stat().st_mode & 0o077 == 0
-    with pytest.raises(SampleError, match="another trunk"):
-        read_base(tmp_path, "other")
+    assert kept.of_trunk["trunk"].tune.features.dtype == np.float16
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(SampleError, match="no base memory"):
-        read_base(tmp_path, "trunk")
-    assert read_base(tmp_path / "none", "trunk") is None
+        read_base(tmp_path)
+    assert read_base(tmp_path / "none") is None
 
 
-def test_a_head_is_read_replaced_and_run_apart(store: ModelStore) -> None:
-    data = store.ensure("face-resnet").read_bytes()
-    chips = np.random.default_rng(0).normal(0, 0.2, (2, 3, 150, 150)).astype(np.float32)
-    whole, trunk = OrtEngine(data).infer(chips), OrtEngine(trunk_of(data)).infer(chips)
-    layers = layers_of(data)
+def test_a_base_memory_of_one_network_teaches_that_one_and_of_none_nobody(
+    state: Path, champion: Champion, tmp_path: Path
+) -> None:
+    """As an older daemon made it: `trunk`, and features without a number."""
+    with np.load(base_path(state)) as file:
+        arrays = {name.removesuffix("_0"): file[name] for name in file.files if name[-2:] not in ("_1", "_2")}
+    arrays["trunk"] = arrays.pop("trunks")[0]
+    base_path(tmp_path).parent.mkdir()
+    np.savez(base_path(tmp_path), **arrays)
+    older = read_base(tmp_path)
+    np.savez(base_path(tmp_path), **{**arrays, "trunk": np.array("0" * 64)})
+    strange = read_base(tmp_path)
 
-    apart = OrtEngine(head_of(data)).infer(trunk["features"])
-    doubled = with_layers(data, (*layers[:-1], (layers[-1][0] * 2, layers[-1][1] * 2)))
+    face, *others = champion.pupils(older, CONFIG)
 
-    np.testing.assert_array_equal(trunk["embedding"], whole["embedding"])
-    assert apart["logits"] == pytest.approx(whole["logits"], abs=1e-5)
-    assert EmotionHead((), layers, ()).logits(trunk["features"]) == pytest.approx(whole["logits"], abs=1e-3)
-    assert OrtEngine(doubled).infer(chips)["logits"] == pytest.approx(whole["logits"] * 2, abs=1e-4)
-    with pytest.raises(ModelError, match="not finite"):
-        with_layers(data, (*layers[:-1], (layers[-1][0] * np.float32(np.nan), layers[-1][1])))
-    with pytest.raises(ModelError, match="no emotion head"):
-        layers_of(store.ensure("emotion-xception").read_bytes())
+    assert face.ends and face.base is not None and not face.note
+    for pupil in others:
+        assert not pupil.ends and pupil.base is None
+        assert "no features for this network; make it again with `visaged learn base" in str(pupil)
+    with pytest.raises(SampleError, match="of other networks"):
+        champion.pupils(strange, CONFIG)
 
 
-def test_a_release_without_a_head_on_a_trunk_cannot_learn(store: ModelStore, tmp_path: Path) -> None:
-    configs = StageConfigs(ensemble=EnsembleConfig(members=("emotion-xception",)))
+def test_a_release_of_which_nothing_can_learn_says_so(store: ModelStore, tmp_path: Path) -> None:
+    configs = StageConfigs(ensemble=EnsembleConfig(members=("face-resnet", "emotion-xception")))
+    champion = champion_of(configs, tmp_path, store)
+    only = replace(champion, networks={"emotion-xception": store.files_of("emotion-xception")})
 
-    with pytest.raises(ReleaseError, match="none can learn"):
-        champion_of(configs, tmp_path, store)
+    face, xception = champion.pupils(None, CONFIG)
+
+    assert face.ends and not xception.ends and "no dense layers" in str(xception)
+    with pytest.raises(ReleaseError, match="can learn"):
+        only.pupils(None, CONFIG)

@@ -1,18 +1,19 @@
 """Memory in the style of the site: the light's shift is carried over, the expressions stay apart."""
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
-from visaged.pipelines.loop.replay_memory import nothing
 from visaged.pipelines.loop.style import in_style_of
 
-from tests.pipelines.loop.learning_world import N_CLASSES, N_FEATURES, remembered, two_places
+from tests.pipelines.loop.learning_world import N_FEATURES, nothing, remembered, two_places
 
 F32 = npt.NDArray[np.float32]
 
 BASE, _ = two_places()
 
 
-def lit(features: F32) -> F32:
+def lit(features: npt.NDArray[np.floating]) -> F32:
     """A change that is the same for every face: each feature is shifted and flattened."""
     random = np.random.default_rng(9)
     return (features * random.uniform(0.3, 0.8, N_FEATURES) + random.normal(0, 1, N_FEATURES)).astype("f4")
@@ -53,4 +54,17 @@ def test_too_few_faces_or_classes_nobody_remembers_move_nothing() -> None:
     assert len(in_style_of(remembered(features[:9], labels[:9]), memory)) == 0
     seven = memory.take(memory.labels == 7)
     assert len(in_style_of(remembered(features, np.zeros(40, np.int64)), seven)) == 0
-    assert len(in_style_of(remembered(features, labels), nothing(N_FEATURES, N_CLASSES))) == 0
+    assert len(in_style_of(remembered(features, labels), nothing())) == 0
+
+
+def test_of_maps_every_place_is_moved_for_itself() -> None:
+    memory = remembered(*BASE.faces(1600, 1))
+    shown, labels = BASE.faces(400, 2)
+    maps = replace(memory, features=memory.features.reshape(-1, 4, 4, 4).astype(np.float16))
+    site = remembered(lit(shown).reshape(-1, 4, 4, 4), labels)
+
+    moved = in_style_of(site, maps).features
+
+    expected = in_style_of(remembered(lit(shown), labels), memory).features
+    assert moved.shape == (1600, 4, 4, 4) and moved.dtype == np.float32
+    np.testing.assert_allclose(moved.reshape(1600, -1), expected, atol=0.02)

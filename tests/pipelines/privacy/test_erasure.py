@@ -83,12 +83,12 @@ def test_a_release_finished_after_the_erasure_is_marked_too(
 def test_unfinished_rounds_of_learning_go_with_the_samples(
     tmp_path: Path, samples_of: dict[str, str]
 ) -> None:
-    checkpoint = tmp_path / "learning" / "checkpoint-abc.pt"
-    checkpoint.parent.mkdir()
-    checkpoint.touch()
+    (folder := tmp_path / "learning").mkdir()
+    for network in ("face-resnet", "emotion-vgg13"):
+        (folder / f"checkpoint-abc-{network}-head.pt").touch()
 
     assert forget_in(tmp_path, "Ada").receipt.checkpoints == 1
-    assert not checkpoint.exists()
+    assert not list(folder.glob("checkpoint-*"))
 
 
 def test_a_receipt_is_checked_and_names_nobody(tmp_path: Path, samples_of: dict[str, str]) -> None:
