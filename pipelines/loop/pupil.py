@@ -1,10 +1,13 @@
 """One member of the ensemble in a round of learning: what of it learns, from what, and what came of it.
 
-Its trunk sees every face once. Then its dense layers learn: its head.
+Its trunk sees every face once. Then its dense layers learn (the head), and after them, where they are
+allowed to, its last convolutions too (the end part): Kumar et al., "Fine-tuning can distort pretrained
+features and underperform out-of-distribution", ICLR 2022.
 """
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -32,9 +35,10 @@ from .style import in_style_of
 F16 = npt.NDArray[np.float16]
 F32 = npt.NDArray[np.float32]
 
-STAGES = ("head",)
+STAGES = ("head", "end part")
 MIN_TUNE = 30  # faces below which a temperature says nothing
 BATCH = 256
+END_PART_RATE = 1e-4  # a third of the head's, which has learned by then
 
 Views = Callable[["Pupil", Remembered], Remembered]
 """Altered copies of new faces, as the pupil's trunk sees them."""
@@ -59,8 +63,8 @@ class Pupil:
         assert output is not None  # who has none is no pupil
         self.before = self.after = output
         ends = ends_of(self.onnx) if output.classes == EMOTIONS else ()
-        self.ends: tuple[End, ...] = ends[:1]
-        self.note = _note(self.ends)
+        self.ends: tuple[End, ...] = ends[: 1 + config.end_part]
+        self.note = _note(self.ends, config)
         self.entry, self.trunk, self.base = self._cut(ends, memory)
         self.weights: dict[str, F32] = {}
         self.said: list[str] = []
@@ -108,16 +112,16 @@ class Pupil:
         new = new.beside(views(self, new))
         for stage, end in zip(STAGES, self.ends, strict=False):
             curriculum = self._curriculum(end, lesson, new)
-            schedule = _schedule(self._config)
+            schedule = _schedule(self._config, end)
             taught = rehearse(
                 end, self.weights, curriculum, schedule, checkpoint(stage), partial(go_on, stage)
             )
             if taught is None:
                 return False
             self.n_steps += taught.n_steps
-            if taught.abandoned:
+            if taught.abandoned:  # the next may learn what this one could not
                 self.said.append(f"its {stage} was given up: {taught.abandoned}")
-                break
+                continue
             self.weights |= taught.weights
             self.said.append(f"its {stage} learned")
         if self.learned:
@@ -167,7 +171,8 @@ class Pupil:
             if base is not None:
                 break
         if n < len(self.ends):
-            self.note = f"the base memory has no features for this network; {AGAIN}"
+            missing = "this network" if not n else "its end part"
+            self.note = f"the base memory has no features for {missing}; {AGAIN}"
         self.ends = self.ends[:n]
         return entries[n], trunk, base
 
@@ -230,15 +235,18 @@ class Pupil:
         return msgspec.json.format(msgspec.json.encode(ranges))
 
 
-def _note(ends: tuple[End, ...]) -> str:
+def _note(ends: tuple[End, ...], config: LearningConfig) -> str:
     if not ends:
         return "it does not learn: no dense layers of its own make logits of all eight emotions"
+    if len(ends) < 1 + config.end_part:
+        return "no end part: the layers before the head make embeddings, or are of a kind that does not learn"
     return ""
 
 
-def _schedule(config: LearningConfig) -> Schedule:
+def _schedule(config: LearningConfig, end: End) -> Schedule:
     losses = tuple(LossConfig(kind=kind, weight=weight) for kind, weight in config.losses.items())
-    return Schedule(max_steps=config.max_steps, losses=losses, restyled=config.restyled)
+    schedule = Schedule(max_steps=config.max_steps, losses=losses, restyled=config.restyled)
+    return schedule if end.is_dense else replace(schedule, rate=END_PART_RATE)
 
 
 def _batched(data: bytes, output: str, features: F16 | F32) -> F32:

@@ -20,7 +20,10 @@ class LearningConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Corrected samples that a round needs to learn from, besides those it is measured on."""
     max_steps: Annotated[int, Meta(ge=20, le=10_000)] = 200
     """Steps of training at most, of 32 new faces and 32 remembered ones each: for every network that
-    learns."""
+    learns, and once more for its end part."""
+    end_part: bool = False
+    """After its dense layers, let the last convolutions of a network learn too; never those of the one that
+    embeds faces. Needs a base memory that was made with this on."""
     losses: dict[
         Literal["cross_entropy", "generalised_cross_entropy", "centre", "island", "tuplet_clusters"],
         Annotated[float, Meta(ge=0)],
