@@ -8,7 +8,6 @@ Shape letters: N faces, K classes, F features; or C, H, W of maps in place of F.
 
 import hashlib
 import io
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..cache_files import sha256_of, write_atomically
-from ..errors import SampleError
+from ..errors import NO_ARCHIVE, SampleError
 
 F16 = npt.NDArray[np.float16]
 F32 = npt.NDArray[np.float32]
@@ -145,7 +144,7 @@ def read_base(state: Path) -> BaseMemory | None:
             else:
                 trunks = [str(trunk) for trunk in file["trunks"]]
                 found = {trunk: _parts(file, f"features_{i}") for i, trunk in enumerate(trunks)}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except NO_ARCHIVE as error:
         raise SampleError(f"{path} is no base memory ({error}); {AGAIN}, or remove it") from error
     return BaseMemory(found, sha256_of(path))
 

@@ -88,7 +88,7 @@ def test_other_weights_are_put_behind_the_same_trunk(store: ModelStore) -> None:
             with_weights(data, wrong)
 
 
-def tiny(*middle: onnx.NodeProto, shared: bool = False) -> bytes:
+def tiny(*middle: onnx.NodeProto, shared: bool = False, embeds: bool = False) -> bytes:
     """Two convolutions, what is in between, and a dense layer on 2 x 8 x 8 maps."""
     nodes = [
         helper.make_node("Relu", ["chips"], ["start"]),
@@ -98,6 +98,7 @@ def tiny(*middle: onnx.NodeProto, shared: bool = False) -> bytes:
         helper.make_node("GlobalAveragePool", ["c"], ["d"]),
         helper.make_node("Flatten", ["d"], ["features"]),
         helper.make_node("Gemm", ["features", "w2", "b2"], ["logits"]),
+        *([helper.make_node("Sigmoid", ["features"], ["embedding"])] if embeds else []),
     ]
     weights = {
         "w0": np.ones((2, 2, 1, 1)),
@@ -109,7 +110,10 @@ def tiny(*middle: onnx.NodeProto, shared: bool = False) -> bytes:
         nodes,
         "tiny",
         [helper.make_tensor_value_info("chips", TensorProto.FLOAT, ["N", 2, 8, 8])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 8])],
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", n])
+            for name, n in (("logits", 8), *([("embedding", 2)] if embeds else []))
+        ],
         [numpy_helper.from_array(values.astype(np.float32), name) for name, values in weights.items()],
     )
     written: bytes = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]).SerializeToString()
@@ -138,3 +142,14 @@ def test_weights_that_are_used_twice_are_in_no_end() -> None:
         return [name for end in ends for name in end.weights if name.startswith("w")]
 
     assert conv_weights(ends_of(tiny(helper.make_node("Relu", ["a"], ["b"]), shared=True))) == ["w2"]
+
+
+def test_what_makes_an_embedding_is_in_no_end() -> None:
+    data = tiny(helper.make_node("Relu", ["a"], ["b"]), embeds=True)
+    maps = np.random.default_rng(0).normal(0, 1, (3, 2, 8, 8)).astype(np.float32)
+
+    (end,) = ends_of(data)
+    trunk = OrtEngine(trunk_of(data, end.entry)).infer(maps)
+
+    assert list(end.weights) == ["b2", "w2"]
+    np.testing.assert_array_equal(trunk["embedding"], OrtEngine(data).infer(maps)["embedding"])

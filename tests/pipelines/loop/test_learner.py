@@ -342,9 +342,11 @@ def test_a_base_memory_that_is_damaged_is_refused(tmp_path: Path) -> None:
 
     assert kept is not None and len(kept.digest) == 64 and path.stat().st_mode & 0o077 == 0
     assert kept.of_trunk["trunk"].tune.features.dtype == np.float16
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(SampleError, match="no base memory"):
-        read_base(tmp_path)
+    whole = path.read_bytes()
+    for damaged in (whole[:100], whole[:-40], whole.replace(b"trunks", b"trunky")):
+        path.write_bytes(damaged)
+        with pytest.raises(SampleError, match="no base memory"):
+            read_base(tmp_path)
     assert read_base(tmp_path / "none") is None
 
 
