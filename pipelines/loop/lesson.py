@@ -117,7 +117,7 @@ def look_at(
     kept: list[Sample] = []
     features: dict[str, list[F16]] = {network: [] for network in looks}
     committee: list[F32] = []
-    looks: list[int] = []
+    pictures: list[int] = []
     cropper = Cropper()
     for at in range(0, len(samples), BATCH):
         batch = samples[at : at + BATCH]
@@ -127,7 +127,7 @@ def look_at(
                 chips = [cropper.crop(face.chip, face.landmarks[None], recipe) for _, face in opened]
                 features[network].append(look(np.concatenate(chips)))
             committee += [_published(face) for _, face in opened]
-            looks += [difference_hash(face.chip) for _, face in opened]
+            pictures += [difference_hash(face.chip) for _, face in opened]
             kept += [sample for sample, _ in opened]
         if not go_on(at + len(batch)):
             return None
@@ -138,7 +138,7 @@ def look_at(
         {network: np.concatenate(parts) for network, parts in features.items()},
         np.array([EMOTIONS.index(s.label.emotion) if s.label.emotion else UNLABELLED for s in kept]),
         np.stack(committee),
-        np.array(parts_of(kept, np.array(looks, np.uint64))),
+        np.array(parts_of(kept, np.array(pictures, np.uint64))),
         np.array([group_of(s) for s in kept]),
         np.zeros(len(kept), bool),
     )

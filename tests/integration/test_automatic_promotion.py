@@ -25,7 +25,7 @@ from visaged.pipelines.assembly import StageConfigs, load_named
 from visaged.pipelines.engines.engine import EngineConfig
 from visaged.pipelines.ensemble import EnsembleConfig
 from visaged.pipelines.errors import VisagedError
-from visaged.pipelines.importers.onnx_head import layers_of, with_layers
+from visaged.pipelines.importers.onnx_end import ends_of, with_weights
 from visaged.pipelines.loop.parts import PARTS
 from visaged.pipelines.loop.progress import Progress, read_progress
 from visaged.pipelines.loop.report import Report, last_candidate, save_report
@@ -208,11 +208,13 @@ def test_a_bad_candidate_is_stopped_also_by_a_learner_that_is_killed_and_the_inc
     """It says anger, whatever it sees."""
     state = daemon.folder / "state"
     champion = champion_of(CONFIGS, state, store)
-    data = champion.pupil.onnx.read_bytes()
-    *before, (weights, bias) = layers_of(data)
-    angry = bias + 25 * np.eye(len(EMOTIONS), dtype=np.float32)[EMOTIONS.index("anger")]
-    bad = with_layers(data, (*before, (weights, angry)))
-    member = ReleaseMember(network=champion.pupil.row, onnx=hashlib.sha256(bad).hexdigest())
+    (network,) = champion.networks.values()
+    data = network.onnx.read_bytes()
+    head = ends_of(data)[0]
+    bias = next(node.inputs[2] for node in reversed(head.nodes) if node.operator == "Gemm")
+    angry = head.weights[bias] + 25 * np.eye(len(EMOTIONS), dtype=np.float32)[EMOTIONS.index("anger")]
+    bad = with_weights(data, {bias: angry})
+    member = ReleaseMember(network=network.row, onnx=hashlib.sha256(bad).hexdigest())
     release = msgspec.structs.replace(champion.release, members=(member,))
     about = About(made_at=time.time(), parent=champion.release.id)
     name = ReleaseStore(state).save(release, [bad], about).release.id
