@@ -22,7 +22,7 @@ from ..pipelines.synthesis.synthesiser import enlarged
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
 
-PHOTO, CHIP, REDRAWN = "the photo", "its chip", "drawn as it is"
+PHOTO, CHIP, REDRAWN = "not at all", "its chip", "as it is"
 Read = Callable[[Sequence[tuple[U8, F32]]], list[str]]
 """Frames `(H, W, 3)` with the landmarks `(5, 2)` of a face to the emotion that is read in each."""
 
@@ -85,14 +85,14 @@ def table_of(rows: dict[str, Drawn], generator: Generator, title: str) -> Table:
     """Return the figures, for people; shares are per cent."""
     read = [label for label in generator.classes if label in EMOTIONS]
     table = Table(title=title, title_justify="left", box=None)
-    table.add_column("", no_wrap=True)
-    for heading in ("found", "distance", "same", "admitted", "L1", *(f"read as {label}" for label in read)):
+    table.add_column("drawn", no_wrap=True)
+    for heading in ("found", "distance", "same", "admitted", "L1", *(f"read {label}" for label in read)):
         table.add_column(heading, justify="right", min_width=11 if heading == "distance" else None)
     for name, row in rows.items():
         distances = np.array([verdict.distance for verdict in row.verdicts if verdict.is_found])
         shares = [row.read.count(label) / len(row.read) for label in read]
         table.add_row(
-            name if name in (PHOTO, CHIP, REDRAWN) else f"drawn as {name}",
+            name if name in (PHOTO, CHIP, REDRAWN) else f"as {name}",
             _percent(len(distances) / len(row.verdicts)),
             f"{np.median(distances):.2f} ≤ {distances.max():.2f}" if len(distances) else "–",
             _percent(float((distances < SAME_PERSON).mean())) if len(distances) else "–",

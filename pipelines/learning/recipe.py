@@ -140,7 +140,7 @@ def read_recipe(path: Path) -> RecipeConfig:
         recipe = msgspec.convert(tomllib.loads(path.read_text()), RecipeConfig)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror}); name a recipe") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
+    except (ValueError, RecursionError) as error:  # also numbers and nesting without an end
         raise ConfigError(f"{path} is no recipe: {error}; docs/learning.md shows one") from error
     try:
         recipe.check()

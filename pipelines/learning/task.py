@@ -97,7 +97,7 @@ def read_task(path: Path) -> TaskConfig:
         task = msgspec.convert(tomllib.loads(path.read_text()), TaskConfig, dec_hook=_as_path)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror}); name a task file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
+    except (ValueError, RecursionError) as error:  # also numbers and nesting without an end
         raise ConfigError(f"{path} is no task: {error}; docs/learning.md shows one") from error
     folders = {part: path.parent / folder.expanduser() for part, folder in task.folders.items()}
     for part, folder in folders.items():

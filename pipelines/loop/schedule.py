@@ -23,7 +23,8 @@ class LearningConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     learns, and once more for its end part."""
     end_part: bool = False
     """After its dense layers, let the last convolutions of a network learn too; never those of the one that
-    embeds faces. Needs a base memory that was made with this on."""
+    embeds faces. Needs a base memory that was made with this on. In trials it brought nothing
+    (docs/learning.md)."""
     losses: dict[
         Literal["cross_entropy", "generalised_cross_entropy", "centre", "island", "tuplet_clusters"],
         Annotated[float, Meta(ge=0)],
