@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from rich.console import Console
+from visaged.pipelines.loop.report import FUSED
 from visaged.pipelines.message import Emotion, Face, FaceFrame
 from visaged.pipelines.model_store import ModelStore
 from visaged.tools.bench_loop import SEEN_FRAMES, Watch, loop_rows
@@ -116,7 +117,10 @@ def test_the_rows_hold_every_budget_of_the_loop() -> None:
     figures: dict[str, Any] = {
         "site": {"before": {"all": 0.7, **shares}, "after": {"all": 0.82, **shares}},
         "gain": 0.12,
-        "base": [{"metric": "accuracy", "before": 0.89, "after": 0.88, "faces": 1000}],
+        "base": [
+            {"network": network, "metric": "accuracy", "before": 0.89, "after": 0.88, "faces": 1000}
+            for network in ("face-resnet", FUSED)
+        ],
         "seconds": {"flag_to_live": 100.0, "learning": 20.0, "gates": 70.0, "shadow_and_canary": 10.0},
         "p99_ms": {"quiet": 20.0, "learning": 25.0},
         "swaps": {"n": 100, "p99_ratio": 1.1, "memory_ratio": 1.01},
@@ -126,7 +130,8 @@ def test_the_rows_hold_every_budget_of_the_loop() -> None:
     rows = {what: (measured, budget) for what, measured, budget in loop_rows(figures)}
 
     assert rows["loop, gain on the site"] == ("+12.0 points", "+10 points")
-    assert rows["loop, base hold-out"] == ("-1.0 points", "-2 points")
+    assert rows["loop, base hold-out, face-resnet"] == ("-1.0 points", "")
+    assert rows[f"loop, base hold-out, {FUSED}"] == ("-1.0 points", "-2 points")
     assert rows["loop, last flag to live"] == ("100 s", "300 s")
     assert rows["loop, p99 in 100 swaps / quiet"] == ("1.1 x", "1.25 x")
     assert rows["loop, memory after the last swaps / the first"] == ("1.01 x", "1.03 x")

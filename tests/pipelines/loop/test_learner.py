@@ -143,9 +143,6 @@ def test_flagged_samples_become_a_candidate_that_is_served(
     assert {p.stage for p in whole.told} == {"looking", "learning", "measuring"}
     assert report.networks == dict.fromkeys(names, "its head learned")
     assert [p.network for p in whole.told if p.stage == "learning" and p.step == 1] == names
-    for member in stored.release.members:  # from 30 tuning faces on
-        temperature = next(o.temperature for o in member.network.outputs if o.kind == "logits")
-        assert temperature != 1.0, f"{member.network.name} is as sure as before"
     digests = [{m.onnx for m in r.members} for r in (stored.release, champion.release)]
     assert len(digests[0]) == 3 and not digests[0] & digests[1], "a member is the same as before"
     for name in (*names, FUSED):
