@@ -85,13 +85,13 @@ def remember(champion: Champion, config: LearningConfig, state: Path) -> None:
     """Write a base memory of features made up, for every network."""
     random, of_trunk = np.random.default_rng(0), {}
     classes = np.concatenate(
-        [[EMOTIONS.index("anger"), EMOTIONS.index("sadness")] * 5, random.integers(0, 8, 80)]
+        [[EMOTIONS.index("anger"), EMOTIONS.index("sadness")] * 5, random.integers(0, 8, 90)]
     )
-    targets, groups = np.eye(len(EMOTIONS), dtype=np.float32)[classes], np.arange(90).astype(str)
+    targets, groups = np.eye(len(EMOTIONS), dtype=np.float32)[classes], np.arange(100).astype(str)
     for pupil in champion.pupils(None, config):
         shape = pupil.look(blank_chips(pupil.files.row.recipe, 1)).shape[1:]
-        everybody = Remembered(random.uniform(0, 0.2, (90, *shape)).astype("f4"), targets, groups)
-        parts = [everybody.take(np.arange(at, at + n)) for at, n in ((0, 50), (50, 20), (70, 20))]
+        everybody = Remembered(random.uniform(0, 0.2, (100, *shape)).astype("f4"), targets, groups)
+        parts = [everybody.take(np.arange(at, at + n)) for at, n in ((0, 50), (50, 30), (80, 20))]
         of_trunk[trunk_digest(pupil.trunk)] = Parts(*parts)
     write_base(of_trunk, state)
 
@@ -143,6 +143,9 @@ def test_flagged_samples_become_a_candidate_that_is_served(
     assert {p.stage for p in whole.told} == {"looking", "learning", "measuring"}
     assert report.networks == dict.fromkeys(names, "its head learned")
     assert [p.network for p in whole.told if p.stage == "learning" and p.step == 1] == names
+    for member in stored.release.members:  # from 30 tuning faces on
+        temperature = next(o.temperature for o in member.network.outputs if o.kind == "logits")
+        assert temperature != 1.0, f"{member.network.name} is as sure as before"
     digests = [{m.onnx for m in r.members} for r in (stored.release, champion.release)]
     assert len(digests[0]) == 3 and not digests[0] & digests[1], "a member is the same as before"
     for name in (*names, FUSED):
