@@ -97,6 +97,12 @@ def load_outline(path: Path) -> Outline:
     return outline
 
 
+def find_outline(given: Path | None = None) -> Outline:
+    """Return the outline of `given`, VISAGED_CONFIG or the default files; else the defaults."""
+    file = toml_file.find_file(given)
+    return load_outline(file) if file else Outline()
+
+
 def require_cameras(outline: Outline, file: Path) -> None:
     """Refuse a configuration without a camera.
 

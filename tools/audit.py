@@ -9,8 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..daemon import toml_file
-from ..daemon.outline import Outline, load_outline
+from ..daemon.outline import find_outline
 from ..pipelines.errors import StoreError
 from ..pipelines.identity.gallery import Gallery
 from ..pipelines.privacy.audit import read_chain
@@ -38,9 +37,7 @@ def audit(
       visaged audit
       visaged audit --verify --head 5d0c...
     """
-    if state is None:
-        file = toml_file.find_file(config)
-        state = (load_outline(file) if file else Outline()).paths.state
+    state = state or find_outline(config).paths.state
     chain = read_chain(state)
     if verify or head:
         problems = list(chain.problems)

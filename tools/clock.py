@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..daemon import toml_file
-from ..daemon.outline import Outline, load_outline
+from ..daemon.outline import find_outline
 from ..pipelines.errors import VisagedError
 from ..pipelines.privacy.audit import note
 from ..pipelines.privacy.wall_clock import WallClock
@@ -33,9 +32,7 @@ def clock(
       visaged clock
       sudo -u visaged visaged clock --believe
     """
-    if state is None:
-        file = toml_file.find_file(config)
-        state = (load_outline(file) if file else Outline()).paths.state
+    state = state or find_outline(config).paths.state
     if state.exists() and not os.access(state, os.R_OK | os.X_OK):
         raise VisagedError(f"{state} is closed to this user; run this as root, or as the user of the daemon")
     known = WallClock(state)

@@ -7,9 +7,8 @@ import msgspec
 import typer
 from rich.console import Console
 
-from ..daemon import toml_file
 from ..daemon.control import Flag
-from ..daemon.outline import Outline, load_outline
+from ..daemon.outline import find_outline
 from ..pipelines.identity.consent import check_consent
 from ..pipelines.identity.gallery import Gallery
 from ..pipelines.loop.said import Said, label_of, teach
@@ -68,8 +67,7 @@ def flag(
         "confirm": confirm,
         "is_face": not not_a_face,
     }
-    file = toml_file.find_file(config)
-    paths = (load_outline(file) if file else Outline()).paths
+    paths = find_outline(config).paths
     console = Console(highlight=False)
     try:
         if ":" not in what:

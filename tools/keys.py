@@ -7,9 +7,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..daemon import keys, toml_file
+from ..daemon import keys
 from ..daemon.keys import Role
-from ..daemon.outline import Outline, load_outline
+from ..daemon.outline import find_outline
 from ..pipelines.privacy.audit import note
 
 app = typer.Typer(
@@ -62,7 +62,7 @@ def add(
     file = to or Path(f"{name}.key")
     client = keys.add_client(_folder(config), name, role, file)
     roles = ", ".join(role.value for role in client.roles)
-    note(_outline(config).paths.state, "client key added", detail=f"{client.name}: {roles}")
+    note(find_outline(config).paths.state, "client key added", detail=f"{client.name}: {roles}")
     _say(f"{client.name} may: {roles}. Move {file} to its machine, and keep no copy here.")
 
 
@@ -99,7 +99,7 @@ def revoke(name: NameArgument, config: ConfigOption = None) -> None:
       visaged keys revoke laptop
     """
     client = keys.revoke_client(_folder(config), name)
-    note(_outline(config).paths.state, "client key revoked", detail=client.name)
+    note(find_outline(config).paths.state, "client key revoked", detail=client.name)
     _say(f"{client.name} may do nothing any more, within a second")
 
 
@@ -118,17 +118,12 @@ def rotate(
     if not yes:
         typer.confirm("Disconnect every client until it is given the new key?", abort=True)
     pair = keys.rotate_server(folder)
-    note(_outline(config).paths.state, "server key rotated")
+    note(find_outline(config).paths.state, "server key rotated")
     _say(f'tell every client:  server = "{pair.public}"')
 
 
 def _folder(config: Path | None) -> Path:
-    return _outline(config).keys
-
-
-def _outline(config: Path | None) -> Outline:
-    file = toml_file.find_file(config)
-    return load_outline(file) if file else Outline()
+    return find_outline(config).keys
 
 
 def _say(sentence: str) -> None:

@@ -11,9 +11,8 @@ from rich.console import Console
 from rich.progress import track as progress
 from rich.table import Table
 
-from ..daemon import toml_file
 from ..daemon.control import EnrolTrack
-from ..daemon.outline import Outline, load_outline
+from ..daemon.outline import find_outline
 from ..pipelines.errors import GalleryError, VisagedError
 from ..pipelines.identity.consent import check_consent, check_note, has_consent
 from ..pipelines.identity.gallery import Gallery
@@ -81,7 +80,7 @@ def enroll(
         )
     if live:
         order = order_of(name, live, consent)
-        with connect(_outline(config).paths.runtime, endpoint, key) as daemon:
+        with connect(find_outline(config).paths.runtime, endpoint, key) as daemon:
             answer = daemon.request(order)
         console.print(f"{name}: {answer.get('templates', 1)} templates", markup=False)
     elif stranger:
@@ -173,7 +172,7 @@ def forget(
     if not yes:
         typer.confirm(f"Forget {', '.join(names)} for good?", abort=True)
     console = Console(highlight=False)
-    folder = state or _outline(config).paths.state
+    folder = state or find_outline(config).paths.state
     with Gallery(folder) as gallery, SampleStore(folder) as samples:
         for name in names:
             _print_forgotten(console, erase(name, gallery, samples, folder))
@@ -339,13 +338,8 @@ def _enrolment(config: Path | None, state: Path | None) -> "Iterator[Enrolment]"
 
 @contextmanager
 def _gallery(config: Path | None, state: Path | None) -> Iterator[Gallery]:
-    with Gallery(state or _outline(config).paths.state) as gallery:
+    with Gallery(state or find_outline(config).paths.state) as gallery:
         yield gallery
-
-
-def _outline(config: Path | None) -> Outline:
-    file = toml_file.find_file(config)
-    return load_outline(file) if file else Outline()
 
 
 def requires_consent(config: Path | None) -> bool:

@@ -7,10 +7,9 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from ..daemon import toml_file
 from ..daemon.config import find_config
 from ..daemon.control import ControlClient, Promote, RollBack, Status
-from ..daemon.outline import Outline, load_outline
+from ..daemon.outline import find_outline
 from ..pipelines.errors import ReleaseError
 from ..pipelines.releases.promotion import PromotionJournal
 from ..pipelines.releases.release import FACTORY
@@ -48,7 +47,7 @@ def promote(
     """
     asked: dict[Skippable, bool] = {"gates": skip_gates, "shadow": skip_shadow, "canary": skip_canary}
     console = Console()
-    with ControlClient(_runtime(config)) as control:
+    with ControlClient(find_outline(config).paths.runtime) as control:
         skip = tuple(stage for stage, is_skipped in asked.items() if is_skipped)
         order = Promote(release=release, skip=skip, why=why, despite_erasure=despite_erasure)
         done = control.request(order)
@@ -64,7 +63,7 @@ def rollback(why: WhyOption = "", config: ConfigOption = None) -> None:
     back is in quarantine: it cannot be promoted until `visaged release pardon`.
     """
     console = Console()
-    with ControlClient(_runtime(config)) as control:
+    with ControlClient(find_outline(config).paths.runtime) as control:
         done = control.request(RollBack(why=why))
         _wait_until_loaded(control, console)
         serving = control.request(Status())["release"]["running"]
@@ -105,11 +104,6 @@ def full_name(store: ReleaseStore, release: str) -> str:
         ReleaseError: no release, or several, begin so.
     """
     return release if release == FACTORY else store.get(release).release.id
-
-
-def _runtime(config: Path | None) -> Path:
-    file = toml_file.find_file(config)
-    return (load_outline(file) if file else Outline()).paths.runtime
 
 
 def _wait_until_loaded(control: ControlClient, console: Console) -> None:

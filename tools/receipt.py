@@ -8,8 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..daemon import toml_file
-from ..daemon.outline import Outline, load_outline
+from ..daemon.outline import find_outline
 from ..pipelines.errors import StoreError
 from ..pipelines.privacy.erasure import Receipt, name_hash, read_receipt
 from ..pipelines.privacy.seal import open_signer
@@ -26,7 +25,8 @@ def list_receipts(config: ConfigOption = None, state: StateOption = None) -> Non
     Example:
       visaged receipt list
     """
-    found = [read_receipt(path) for path in (_state(config, state) / "receipts").glob("*.json")]
+    folder = state or find_outline(config).paths.state
+    found = [read_receipt(path) for path in (folder / "receipts").glob("*.json")]
     table = Table("receipt", "when", "templates", "samples", "releases marked", "genuine", box=None)
     for receipt in sorted(found, key=lambda one: one.at):
         genuine = "yes" if receipt.is_genuine else "NO"
@@ -59,7 +59,7 @@ def verify(
     receipt = read_receipt(file)
     if not receipt.is_genuine:
         raise StoreError(f"{file} was changed after it was signed, or never signed")
-    keys = [key] if key else open_signer(_state(config, state)).publics
+    keys = [key] if key else open_signer(state or find_outline(config).paths.state).publics
     if receipt.key not in keys:
         raise StoreError(f"{file} is whole, but signed with another key: {receipt.key}")
     if name and name_hash(name, code) != receipt.person:
@@ -76,13 +76,6 @@ def sentence(receipt: Receipt) -> str:
         f"{receipt.negatives} negatives, {receipt.merges} merges, {receipt.samples} samples, "
         f"{receipt.checkpoints} unfinished rounds of learning erased{marked}; signed by {receipt.key}"
     )
-
-
-def _state(config: Path | None, given: Path | None) -> Path:
-    if given is not None:
-        return given
-    file = toml_file.find_file(config)
-    return (load_outline(file) if file else Outline()).paths.state
 
 
 def _when(at: float) -> str:

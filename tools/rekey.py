@@ -8,9 +8,8 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from ..daemon import toml_file
 from ..daemon.control import ControlClient, Ping
-from ..daemon.outline import Outline, load_outline
+from ..daemon.outline import find_outline
 from ..pipelines.errors import StoreError, VisagedError
 from ..pipelines.privacy.audit import note
 from ..pipelines.privacy.rekey import STORES, Rekeying
@@ -37,8 +36,7 @@ def rekey(
       visaged rekey --drop-old
       sudo systemctl stop visaged.target; sudo visaged rekey --drop-old; sudo systemctl start visaged.target
     """
-    file = toml_file.find_file(config)
-    outline = load_outline(file) if file else Outline()
+    outline = find_outline(config)
     _refuse_while_served(outline.paths.runtime)
     folder, console = state or outline.paths.state, Console(highlight=False, markup=False, soft_wrap=True)
     stores = [kind for name, kind in STORES.items() if (folder / f"{name}.db").exists()]

@@ -12,8 +12,7 @@ from rich.markup import escape
 from rich.progress import track as progress
 from rich.table import Table
 
-from ..daemon import toml_file
-from ..daemon.outline import Outline, load_outline
+from ..daemon.outline import find_outline
 from ..pipelines.errors import SampleError
 from ..pipelines.identity.gallery import Gallery
 from ..pipelines.learning.contact_sheet import write_png
@@ -53,7 +52,7 @@ def list_samples(
       visaged samples list --state review --source disagreement
       visaged samples list --json
     """
-    with SampleStore(_folder(config, folder)) as store:
+    with SampleStore(folder or find_outline(config).paths.state) as store:
         found = store.samples(_wanted(state, source, camera))
     if as_json:
         typer.echo(msgspec.json.encode(found).decode())
@@ -89,10 +88,11 @@ def show(
     Example:
       visaged samples show 3fa0 --out face.png
     """
-    with SampleStore(_folder(config, folder)) as store:
+    where = folder or find_outline(config).paths.state
+    with SampleStore(where) as store:
         found = store.sample(sample)
         face = store.face(found.id)
-    note(_folder(config, folder), "sample shown", detail=found.id)
+    note(where, "sample shown", detail=found.id)
     write_png(face.chip, out, PRIVATE)
     console = Console(highlight=False)
     for line in (
@@ -117,7 +117,7 @@ def remove(
       visaged samples remove 3fa0 91bc
     """
     console = Console(highlight=False)
-    where = _folder(config, folder)
+    where = folder or find_outline(config).paths.state
     with SampleStore(where) as store, Gallery(where) as gallery:
         for found in [store.sample(id) for id in samples]:
             n_templates = gallery.withdraw(found.lesson)
@@ -142,7 +142,8 @@ def sheet(
     Example:
       visaged samples sheet review.png --state review
     """
-    with SampleStore(_folder(config, folder)) as store:
+    where = folder or find_outline(config).paths.state
+    with SampleStore(where) as store:
         found = store.samples(_wanted(state, source, camera))[-newest:]
         if not found:
             raise SampleError(
@@ -152,7 +153,7 @@ def sheet(
             Moment(store.face(s.id).chip, f"{s.id[:6]} {shown(s)} > {_verdict(s) or '?'}")
             for s in progress(found, description="Drawing", transient=True)
         ]
-    note(_folder(config, folder), "samples shown", detail=f"{len(found)} in a sheet, newest {found[-1].id}")
+    note(where, "samples shown", detail=f"{len(found)} in a sheet, newest {found[-1].id}")
     title = f"{len(found)} samples: id, shown as > said to be"
     write_png(contact_sheet(title, moments, columns=6, tile_width=260), out, PRIVATE)
     Console(highlight=False).print(f"wrote {out}", markup=False, soft_wrap=True)
@@ -165,10 +166,3 @@ def _verdict(sample: Sample) -> str:
 
 def _wanted(state: State | None, source: Source | None, camera: str | None) -> Wanted:
     return Wanted(states=None if state is None else (state,), source=source, camera=camera)
-
-
-def _folder(config: Path | None, given: Path | None) -> Path:
-    if given is not None:
-        return given
-    file = toml_file.find_file(config)
-    return (load_outline(file) if file else Outline()).paths.state

@@ -7,9 +7,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..daemon import toml_file
 from ..daemon.control import Status
-from ..daemon.outline import Outline, load_outline
+from ..daemon.outline import find_outline
 from ..pipelines.loop.progress import read_progress
 from .connection import EndpointOption, KeyOption, connect
 
@@ -29,8 +28,7 @@ def status(
       visaged status
       visaged status --endpoint tcp://10.0.0.5:5561 --key laptop.key
     """
-    file = toml_file.find_file(config)
-    outline = load_outline(file) if file else Outline()
+    outline = find_outline(config)
     with connect(outline.paths.runtime, endpoint, key) as control:
         answer = control.request(Status())
     console = Console()

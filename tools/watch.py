@@ -12,11 +12,10 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from ..daemon import toml_file
 from ..daemon.channels import endpoint_of, socket_file
 from ..daemon.client import Subscriber
 from ..daemon.control import ControlClient, Status
-from ..daemon.outline import Outline, load_outline
+from ..daemon.outline import find_outline
 from ..pipelines.errors import VisagedError
 from ..pipelines.message import CameraEnded, Result
 from .connection import KeyOption
@@ -66,9 +65,7 @@ def watch(
 
     Exit code 1 means that nothing was received.
     """
-    file = toml_file.find_file(config)
-    outline = load_outline(file) if file else Outline()
-    runtime = outline.paths.runtime
+    runtime = find_outline(config).paths.runtime
     where = endpoint or endpoint_of(runtime, "results")
     console = Console()
     screen: JsonScreen | LineScreen | TableScreen
