@@ -24,6 +24,9 @@ from .metrics import ClassReport, Reliability
 
 I64 = npt.NDArray[np.int64]
 
+Curves = Mapping[str, tuple[str, Sequence[float]]]
+"""Colour and values by epoch, by what they are called."""
+
 DARK = 0.55  # share of a row from which on its number is written in white
 
 
@@ -101,24 +104,20 @@ def draw_training(epochs: Sequence[Epoch], path: Path, title: str) -> Path:
     Returns:
         `path`.
     """
-    if not epochs:
-        raise ValueError("no epochs to draw")
-    numbers = [epoch.number for epoch in epochs]
-    best = min(epochs, key=lambda epoch: epoch.tune_loss)
-    figure, (above, below) = new_figure(7.0, 6.2, n_rows=2)
-    curves = (
-        (above, "loss", [e.train_loss for e in epochs], [e.tune_loss for e in epochs]),
-        (below, "accuracy", [e.train_accuracy for e in epochs], [e.tune_accuracy for e in epochs]),
-    )
-    for axes, name, train, tune in curves:
-        _draw_curves(axes, numbers, best.number, {"train": (ORANGE, train), "tune": (BLUE, tune)})
-        axes.set_ylabel(name)
+    losses = {
+        "train": (ORANGE, [e.train_loss for e in epochs]),
+        "tune": (BLUE, [e.tune_loss for e in epochs]),
+    }
+    accuracies = {
+        "train": (ORANGE, [e.train_accuracy for e in epochs]),
+        "tune": (BLUE, [e.tune_accuracy for e in epochs]),
+    }
+    figure, above, below, best = _draw_epochs(epochs, losses, accuracies)
+    below.set_ylabel("accuracy")
     above.plot(best.number, best.tune_loss, "o", color=BLUE, markersize=7)
     below.plot(best.number, best.tune_accuracy, "o", color=BLUE, markersize=7)
     above.legend(frameon=False)
-    show_percent(below.yaxis, None)
-    below.set_xlabel("epoch")
-    line = f"best epoch {best.number} of {numbers[-1]}: tune loss {best.tune_loss:.3f}"
+    line = f"best epoch {best.number} of {epochs[-1].number}: tune loss {best.tune_loss:.3f}"
     set_title(figure, title, f"{line}, tune accuracy {best.tune_accuracy:.1%}")
     return write_figure(figure, path)
 
@@ -134,38 +133,41 @@ def draw_verification(epochs: Sequence[Epoch], path: Path, title: str) -> Path:
     Returns:
         `path`.
     """
-    if not epochs:
-        raise ValueError("no epochs to draw")
-    numbers = [epoch.number for epoch in epochs]
-    best = min(epochs, key=lambda epoch: epoch.tune_loss)
-    figure, (above, below) = new_figure(7.0, 6.2, n_rows=2)
-    _draw_curves(above, numbers, best.number, {"train": (ORANGE, [e.train_loss for e in epochs])})
+    losses = {"train": (ORANGE, [e.train_loss for e in epochs])}
     shares = {
         "who is learned from: right": (ORANGE, [e.train_accuracy for e in epochs]),
         "pairs of others: right": (BLUE, [e.tune_accuracy for e in epochs]),
         "pairs of others: equal error rate": (GREY, [e.tune_loss for e in epochs]),
     }
-    _draw_curves(below, numbers, best.number, shares)
-    above.set_ylabel("loss")
+    figure, _, below, best = _draw_epochs(epochs, losses, shares)
     below.legend(frameon=False)
-    show_percent(below.yaxis, None)
-    below.set_xlabel("epoch")
-    line = f"best epoch {best.number} of {numbers[-1]}: equal error rate {best.tune_loss:.1%}"
+    line = f"best epoch {best.number} of {epochs[-1].number}: equal error rate {best.tune_loss:.1%}"
     set_title(figure, title, f"{line}, pairs right {best.tune_accuracy:.1%}")
     return write_figure(figure, path)
 
 
-def _draw_curves(
-    axes: Any, numbers: Sequence[int], best: int, curves: Mapping[str, tuple[str, Sequence[float]]]
-) -> None:
-    """Draw values by epoch, each under its name and in its colour; the best epoch is marked."""
+def _draw_epochs(epochs: Sequence[Epoch], losses: Curves, shares: Curves) -> tuple[Any, Any, Any, Epoch]:
+    """Draw losses above and shares below, by epoch; return the figure, both axes, and the best epoch.
+
+    That is the one of the smallest loss in tuning; a line marks it.
+    """
+    if not epochs:
+        raise ValueError("no epochs to draw")
+    numbers = [epoch.number for epoch in epochs]
+    best = min(epochs, key=lambda epoch: epoch.tune_loss)
     marker = "o" if len(numbers) <= 40 else ""
-    axes.axvline(best, color=GREY, linewidth=1, linestyle=":")
-    for name, (colour, values) in curves.items():
-        axes.plot(numbers, values, color=colour, marker=marker, markersize=3, label=name)
-    axes.grid(color=PALE_GREY, linewidth=0.7)
-    axes.spines[["top", "right"]].set_visible(False)
-    show_whole(axes.xaxis)
+    figure, (above, below) = new_figure(7.0, 6.2, n_rows=2)
+    for axes, curves in ((above, losses), (below, shares)):
+        axes.axvline(best.number, color=GREY, linewidth=1, linestyle=":")
+        for name, (colour, values) in curves.items():
+            axes.plot(numbers, values, color=colour, marker=marker, markersize=3, label=name)
+        axes.grid(color=PALE_GREY, linewidth=0.7)
+        axes.spines[["top", "right"]].set_visible(False)
+        show_whole(axes.xaxis)
+    above.set_ylabel("loss")
+    show_percent(below.yaxis, None)
+    below.set_xlabel("epoch")
+    return figure, above, below, best
 
 
 def draw_reliability(bins: Reliability, path: Path, title: str) -> Path:
