@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,7 @@ def export(
         ConfigError: chips of `recipe` are not what the normalisation was fitted for.
     """
     whole = NormalisedNetwork(normalisation, network, recipe)
-    return _graph(_Logits(whole, temperature), recipe, "logits", "features")
+    return to_onnx(_Logits(whole, temperature), {"chips": _two(recipe)}, "logits", "features")
 
 
 def export_embedder(
@@ -67,26 +68,35 @@ def export_embedder(
         ConfigError: chips of `recipe` are not what the normalisation was fitted for.
     """
     whole = NormalisedNetwork(normalisation, network, recipe)
-    return _graph(_Embedding(whole, length), recipe, "embedding")
+    return to_onnx(_Embedding(whole, length), {"chips": _two(recipe)}, "embedding")
 
 
-def _graph(whole: torch.nn.Module, recipe: ChipRecipe, *outputs: str) -> bytes:
-    whole.eval()
-    chips = torch.zeros(2, len(recipe.mean), recipe.size, recipe.size)
+def _two(recipe: ChipRecipe) -> torch.Tensor:
+    return torch.zeros(2, len(recipe.mean), recipe.size, recipe.size)
+
+
+def to_onnx(whole: torch.nn.Module, inputs: Mapping[str, torch.Tensor], *outputs: str) -> bytes:
+    """Return ONNX of a network as it is run: the first axis of all `inputs` and `outputs` is free.
+
+    Args:
+        whole: the network; it is put into its mode for use.
+        inputs: by name, of any number above one.
+        outputs: names of what it returns.
+    """
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # the other exporter needs onnxscript
         warnings.simplefilter("ignore", TracerWarning)  # sides of maps are constants: only N varies
         torch.onnx.register_custom_op_symbolic("aten::pad", _pad, OPSET)  # type: ignore[attr-defined]
         torch.onnx.export(
-            whole,
-            (chips,),
+            whole.eval(),
+            tuple(inputs.values()),
             buffer,  # type: ignore[arg-type]
             dynamo=False,
             opset_version=OPSET,
-            input_names=["chips"],
+            input_names=list(inputs),
             output_names=list(outputs),
-            dynamic_axes={name: {0: "N"} for name in ("chips", *outputs)},
+            dynamic_axes={name: {0: "N"} for name in (*inputs, *outputs)},
         )
     return buffer.getvalue()
 

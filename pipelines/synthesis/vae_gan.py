@@ -8,7 +8,6 @@ Shape letters: N faces, S side in px, Z latent numbers, K classes.
 
 import copy
 import io
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,14 +25,13 @@ from torch.nn import functional
 from ..cache_files import write_atomically
 from ..engines.precision import parse_onnx
 from ..errors import ModelError
+from ..learning.exporter import to_onnx
 from ..learning.losses import soft_cross_entropy
 from ..learning.samples import Samples, require_real
 from ..learning.trunk_features import inputs_of
 from .vae_gan_networks import GeneratorConfig, VaeGan
 
 F32 = npt.NDArray[np.float32]
-
-OPSET = 17
 
 Watch = Callable[[str, int, int, float], None]
 """Told within an epoch: what is being done, how many faces are done and of how many, mean L1 so far."""
@@ -233,22 +231,8 @@ class _Redraw(nn.Module):
 
 def export_generator(network: VaeGan, size: int, classes: tuple[str, ...]) -> bytes:
     """Return the generator as ONNX that keeps the contract of `generator.py`."""
-    buffer = io.BytesIO()
-    inputs = torch.zeros(2, 3, size, size), torch.eye(len(classes))[[0, 0]]
-    names = ("pictures", "classes", "made")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # the other exporter needs onnxscript
-        torch.onnx.export(
-            _Redraw(network).eval(),
-            inputs,
-            buffer,  # type: ignore[arg-type]
-            dynamo=False,
-            opset_version=OPSET,
-            input_names=list(names[:2]),
-            output_names=[names[2]],
-            dynamic_axes={name: {0: "N"} for name in names},
-        )
-    model = parse_onnx(buffer.getvalue())
+    inputs = {"pictures": torch.zeros(2, 3, size, size), "classes": torch.eye(len(classes))[[0, 0]]}
+    model = parse_onnx(to_onnx(_Redraw(network), inputs, "made"))
     entry = model.metadata_props.add()
     entry.key, entry.value = "classes", ",".join(classes)
     data: bytes = model.SerializeToString()
