@@ -143,6 +143,7 @@ class _Round:
                 f"{n_known} faces to remember do not keep the networks from forgetting: make a base memory "
                 "with `visaged learn base FERPLUS`, or confirm what is right",
             )
+        self.sweep(other_than=self._name)
         views = partial(self._views, lesson)
         for pupil in self._learners:
             if not pupil.teach(
@@ -234,8 +235,7 @@ class _Round:
         )
 
     def _checkpoint(self, pupil: Pupil, part: str) -> Path:
-        """Return the file of the state of one part of this run, and remove those of other runs."""
-        self.sweep(other_than=self._name)
+        """Return the file of the state of one part of this run."""
         name = f"checkpoint-{self._name}-{pupil.name}-{part.replace(' ', '-')}.pt"
         return self._state / "learning" / name
 

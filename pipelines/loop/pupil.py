@@ -45,12 +45,13 @@ Views = Callable[["Pupil", Remembered], Remembered]
 
 
 class Pupil:
-    """One network, owned by the round. `after` and `weights` change when it is taught.
+    """One network, owned by the round. `after`, `weights` and `data` change when it is taught.
 
     Attributes:
         files: the network as it is.
         ends: what may learn of it, in the order in which it does; none: it stays as it is.
         entry: the value that its trunk leaves; `logits` where nothing learns.
+        data: the ONNX file of what it is now.
         base: the remembered faces as its trunk sees them; None where there are none.
         before: its output of logits, and `after`: the same with the temperature after learning.
         note: why it does not learn, or not all of it.
@@ -58,7 +59,7 @@ class Pupil:
 
     def __init__(self, files: NetworkFiles, memory: BaseMemory | None, config: LearningConfig) -> None:
         self.files, self.name, self._config = files, files.row.name, config
-        self.onnx = files.onnx.read_bytes()
+        self.onnx = self.data = files.onnx.read_bytes()
         output = output_of(files.row, "logits")
         assert output is not None  # who has none is no pupil
         self.before = self.after = output
@@ -125,16 +126,11 @@ class Pupil:
             self.weights |= taught.weights
             self.said.append(f"its {stage} learned")
         if self.learned:
-            tune, data = self._tune(lesson), self.data
+            self.data, tune = with_weights(self.onnx, self.weights), self._tune(lesson)
             if len(tune) >= MIN_TUNE:
-                temperature = fit_temperature(self._logits(data, tune.features), tune.targets)
+                temperature = fit_temperature(self._logits(self.data, tune.features), tune.targets)
                 self.after = msgspec.structs.replace(self.before, temperature=temperature)
         return True
-
-    @property
-    def data(self) -> bytes:
-        """The ONNX file of what it is now."""
-        return with_weights(self.onnx, self.weights)
 
     def answers(self, faces: Remembered) -> tuple[F32, F32]:
         """Return `(N, K)` logits, before and after, of its own classes, not divided by a temperature."""
@@ -147,17 +143,16 @@ class Pupil:
         Raises:
             ModelError: it would embed faces otherwise than before.
         """
-        data = self.data
-        self._check_embeddings(data)
-        ranges = self._ranges(data, lesson)
+        self._check_embeddings()
+        ranges = self._ranges(lesson)
         row = self.files.row
         outputs = tuple(self.after if output == self.before else output for output in row.outputs)
         member = ReleaseMember(
             network=msgspec.structs.replace(row, outputs=outputs),
-            onnx=hashlib.sha256(data).hexdigest(),
+            onnx=hashlib.sha256(self.data).hexdigest(),
             ranges=hashlib.sha256(ranges).hexdigest() if ranges else "",
         )
-        return member, [data, *([ranges] if ranges else [])]
+        return member, [self.data, *([ranges] if ranges else [])]
 
     def _cut(self, ends: tuple[End, ...], memory: BaseMemory | None) -> tuple[str, bytes, Parts | None]:
         """Return what the trunk leaves, the trunk, and what is remembered behind it.
@@ -205,18 +200,18 @@ class Pupil:
             return features.astype(np.float32)
         return _batched(end_of(data, self.entry), LOGITS, features)
 
-    def _check_embeddings(self, data: bytes) -> None:
+    def _check_embeddings(self) -> None:
         """Refuse a network that names people differently: its gallery would be worthless."""
         if output_of(self.files.row, "embedding") is None:
             return
         assert self._chips is not None  # there is a sample, or we were not here
-        old, new = (OrtEngine(d).infer(self._chips)[EMBEDDING] for d in (self.onnx, data))
+        old, new = (OrtEngine(d).infer(self._chips)[EMBEDDING] for d in (self.onnx, self.data))
         if old.tobytes() != new.tobytes():
             raise ModelError(
                 "the candidate's embeddings are not those of its parent; this is a bug, report it"
             )
 
-    def _ranges(self, data: bytes, lesson: Lesson) -> bytes | None:
+    def _ranges(self, lesson: Lesson) -> bytes | None:
         """Return the file of INT8 ranges: the trunk's as they are, the end's measured again."""
         if self.files.ranges is None:
             return None
@@ -224,12 +219,12 @@ class Pupil:
         seen = lesson.features[self.name]
         seen = seen if self.base is None else np.concatenate([seen, self.base.train.features])
         batches = (seen[at : at + BATCH].astype(np.float32) for at in range(0, len(seen), BATCH))
-        end = measure_ranges(old.network, end_of(data, self.entry), batches, old.source)
+        end = measure_ranges(old.network, end_of(self.data, self.entry), batches, old.source)
         measured = {name: pair for name, pair in end.tensors.items() if name != self.entry}
         ranges = msgspec.structs.replace(
             old,
             source=f"{old.source}; end: features of {len(seen)} faces",
-            weights_sha256=weights_digest(parse_onnx(data)),
+            weights_sha256=weights_digest(parse_onnx(self.data)),
             tensors=old.tensors | measured,
         )
         return msgspec.json.format(msgspec.json.encode(ranges))

@@ -179,9 +179,10 @@ class _Rehearsal:
     def __init__(self, end: End, begin: Weights, curriculum: Curriculum, schedule: Schedule) -> None:
         self._end, self._schedule = end, schedule
         self._new, self._memory = curriculum.new, curriculum.memory
-        self._restyled, self._tune = curriculum.restyled, curriculum.tune
+        self._restyled, tune = curriculum.restyled, curriculum.tune
         _, self._group_of_new = np.unique(self._new.groups, return_inverse=True)
         self._scale = _Scale(end, self._new, self._memory)
+        self._tune, self._tune_targets = self._scale.of(tune).numpy(), tune.targets
         # what the champion says of what it must not forget: the dark knowledge of the paper
         self._memory_logits, hidden = answer(end, tensors(end.weights), self._memory.features)
         started = tensors(self._scale.unfold({**end.weights, **begin}))
@@ -289,5 +290,5 @@ class _Rehearsal:
     def _loss_of(self, weights: Mapping[str, Tensor]) -> float:
         if not len(self._tune):
             return math.nan
-        logits, _ = answer(self._end, weights, self._scale.of(self._tune).numpy())
-        return log_loss(logits, self._tune.targets)
+        logits, _ = answer(self._end, weights, self._tune)
+        return log_loss(logits, self._tune_targets)
