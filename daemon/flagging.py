@@ -190,7 +190,7 @@ class Flagging:
             space=result.embedding_space,
             probabilities=analysis.probabilities if camera.emotion else None,
             members=analysis.members if camera.emotion else {},
-            disagreement=min(max(analysis.disagreement, 0.0), 1.0) if camera.emotion else 0.0,
+            disagreement=analysis.disagreement if camera.emotion else 0.0,
             identity=analysis.identity,
             release=analysis.release,
         )

@@ -76,5 +76,5 @@ def emotion_of(probabilities: F32, disagreement: float) -> Emotion:
         label=EMOTIONS[best],
         probability=float(clipped[best]),
         probabilities=[float(p) for p in clipped],
-        disagreement=min(max(disagreement, 0.0), 1.0),
+        disagreement=disagreement,
     )
