@@ -34,6 +34,7 @@ from tests.pipelines.loop.test_learner import (  # noqa: E402
     Whole,
     champion,  # noqa: F401
     go_on,
+    learned,
     remember,
     state,  # noqa: F401
 )
@@ -69,11 +70,7 @@ def ranged(champion: Champion, tmp_path_factory: pytest.TempPathFactory) -> Cham
 
 @pytest.fixture(scope="module")
 def deep(deep_state: Path, ranged: Champion) -> Whole:
-    told: list[Progress] = []
-    with SampleStore(deep_state) as samples:
-        report = learn(ranged, samples, deep_state, DEEP, lambda now: not told.append(now))  # type: ignore[func-returns-value]
-    assert report is not None and report.release, report
-    return Whole(report, told)
+    return learned(ranged, deep_state, DEEP)
 
 
 def weights_of(data: bytes) -> dict[str, F32]:

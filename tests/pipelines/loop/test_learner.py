@@ -113,13 +113,18 @@ class Whole:
     told: list[Progress]
 
 
-@pytest.fixture(scope="module")
-def whole(state: Path, champion: Champion) -> Whole:
+def learned(champion: Champion, state: Path, config: LearningConfig) -> Whole:
+    """A whole round, which ended with a candidate."""
     told: list[Progress] = []
     with SampleStore(state) as samples:
-        report = learn(champion, samples, state, CONFIG, lambda now: not told.append(now))  # type: ignore[func-returns-value]
+        report = learn(champion, samples, state, config, lambda now: not told.append(now))  # type: ignore[func-returns-value]
     assert report is not None and report.release, report
     return Whole(report, told)
+
+
+@pytest.fixture(scope="module")
+def whole(state: Path, champion: Champion) -> Whole:
+    return learned(champion, state, CONFIG)
 
 
 def test_flagged_samples_become_a_candidate_that_is_served(
