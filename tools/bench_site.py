@@ -17,7 +17,7 @@ from rich.progress import track
 from ..pipelines.detector import Detector, DetectorConfig, build_detector
 from ..pipelines.errors import SourceError
 from ..pipelines.learning.ferplus import Aligner, Faces, load_faces, tuning_part
-from ..pipelines.model_store import ModelStore
+from ..pipelines.model_store import PREDICTOR, ModelStore
 from ..pipelines.registry import FERPLUS_CLASSES
 from .demo_material import VIEW_HEIGHT, VIEW_WIDTH, open_writer
 
@@ -33,7 +33,6 @@ SHAKE_PX = 2
 GAINS, VEIL, BLUR_PX, NOISE = (0.20, 0.28, 0.40), (40, 55, 90), 3.0, 1.5
 """Blue light through a fogged lens: what is left of red, green and blue, the veil over it, sigma, levels."""
 EXPRESSIONS = ("neutral", "happiness", "surprise", "sadness", "anger")  # FER+ has few of the others
-PREDICTOR = "shape_predictor_5_face_landmarks.dat"
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from ..cropper import Cropper
 from ..ensemble import Ensemble, Outputs
 from ..errors import ConfigError, PhotoError, SourceError
 from ..message import EMOTIONS
-from ..model_store import ModelStore
+from ..model_store import PREDICTOR, ModelStore
 from ..photo import read_photo
 from .ferplus import Aligner, Faces, load_faces, tuning_part
 from .metrics import Truth
@@ -29,7 +29,6 @@ U8 = npt.NDArray[np.uint8]
 Text = npt.NDArray[np.str_]
 
 Part = Literal["tune", "test"]
-PREDICTOR = "shape_predictor_5_face_landmarks.dat"
 DARK, BRIGHT = 90, 150  # mean grey level of a face
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from visaged.daemon.outline import default_cache
 from visaged.pipelines.learning.ferplus import Faces
-from visaged.pipelines.learning.labelled_faces import PREDICTOR, answer, of_ferplus
-from visaged.pipelines.model_store import ModelStore
+from visaged.pipelines.learning.labelled_faces import answer, of_ferplus
+from visaged.pipelines.model_store import PREDICTOR, ModelStore
 from visaged.pipelines.releases.release import LoadedRelease
 
 U8 = npt.NDArray[np.uint8]
