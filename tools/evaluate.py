@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ..daemon.config import Config, find_config
@@ -37,6 +36,7 @@ from ..pipelines.learning.metrics import (
 from ..pipelines.message import EMOTIONS
 from ..pipelines.model_store import ModelStore
 from ..pipelines.releases.release import Release
+from .counted import counted
 
 F32 = npt.NDArray[np.float32]
 
@@ -111,8 +111,7 @@ def load(settings: Config, dataset: Path, part: Part) -> LabelledFaces:
 
 def ask(ensemble: Ensemble, labelled: LabelledFaces, console: Console) -> Outputs:
     """Return what the members say about all faces, with a progress bar."""
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console) as progress:
+    with counted(console) as progress:
         task = progress.add_task("faces", total=len(labelled))
         return answer(ensemble, labelled, lambda n: progress.advance(task, n))
 

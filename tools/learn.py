@@ -10,8 +10,8 @@ import numpy as np
 import typer
 from rich.console import Console
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.progress import TaskID
 from rich.table import Table
 
 from ..daemon.automatic_promotion import standing
@@ -22,11 +22,11 @@ from ..pipelines.loop.lesson import gather
 from ..pipelines.loop.progress import Progress, read_progress
 from ..pipelines.loop.report import Estimate, Report, last_candidate, last_report
 from ..pipelines.loop.sample_store import SampleStore
-from ..pipelines.model_store import ModelStore
+from ..pipelines.model_store import PREDICTOR, ModelStore
 from ..pipelines.releases.release_store import ReleaseStore
+from .counted import counted
 from .learn_identity import identity
 
-PREDICTOR = "shape_predictor_5_face_landmarks.dat"
 WATCH_S = 0.5
 TUNE_PER_CLASS, N_HOLD_OUT = 40, 1000
 
@@ -109,7 +109,7 @@ def base(
         for trunk, pupil in zip(trunks, pupils, strict=True):
             trunk.onnx.write_bytes(pupil.trunk)
         predictor, folder = models.weights_file(PREDICTOR), settings.paths.cache / "training"
-        with bar() as progress:
+        with counted() as progress:
             for name, faces in chosen.items():
                 task = progress.add_task(f"faces to {name.replace('_', ' ')}", total=len(faces))
                 advance: Callable[[int], None] = lambda n, task=task: progress.advance(task, n)  # type: ignore[misc]  # noqa: E731
@@ -135,7 +135,7 @@ def learn_now(settings: Config, console: Console) -> Report:
     models = ModelStore(settings.paths.cache, settings.paths.wheels)
     champion = champion_of(settings.stages, settings.paths.state, models)
     console.print(f"learning from release {champion.release.id}")
-    with SampleStore(settings.paths.state, settings.samples) as store, bar() as progress:
+    with SampleStore(settings.paths.state, settings.samples) as store, counted() as progress:
         report = learn(champion, store, settings.paths.state, settings.learning, teller(progress))
     assert report is not None  # nobody stopped it
     return report
@@ -225,11 +225,6 @@ def follow(runtime: Path, console: Console) -> None:
             progress = read_progress(runtime)
             live.update(str(progress) if progress else "no daemon has learned here since it began")
             time.sleep(WATCH_S)
-
-
-def bar() -> Bar:
-    """Return a progress bar with counts and the time that is left."""
-    return Bar(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 
 
 def _text(estimate: Estimate) -> str:

@@ -5,13 +5,13 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ..daemon.config import find_config
 from ..pipelines.model_store import ModelStore
 from ..pipelines.releases.examiner import Exam, Examiner
 from ..pipelines.releases.gates import GateResult
+from .counted import counted
 from .evaluate import load
 
 
@@ -43,8 +43,7 @@ def gates(
     )
     models = ModelStore(settings.paths.cache, settings.paths.wheels)
     examiner = Examiner(settings.stages, settings.paths.state, models)
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True) as progress:
+    with counted(console, is_transient=True) as progress:
         task = progress.add_task("faces and batches", total=None)
 
         def show(done: int, of: int) -> bool:

@@ -13,7 +13,8 @@ from ..pipelines.loop.report import Report
 from ..pipelines.loop.sample_store import SampleStore
 from ..pipelines.model_store import ModelStore
 from ..pipelines.privacy.audit import note
-from .learn import bar, show_report, teller
+from .counted import counted
+from .learn import show_report, teller
 
 
 def rebuild(
@@ -52,7 +53,7 @@ def _learn(remains: Remains, settings: Config) -> Report | None:
     state = settings.paths.state
     models = ModelStore(settings.paths.cache, settings.paths.wheels)
     champion = champion_of(remains.configs(settings.stages), state, models)
-    with bar() as progress:
+    with counted() as progress:
         tell = teller(progress)
 
         def round_of(left: Left) -> Report | None:

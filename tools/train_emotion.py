@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..daemon.outline import default_cache
 from ..kernels.fusion import probabilities
@@ -22,8 +21,9 @@ from ..pipelines.importers.dlib_onnx import face_resnet_onnx
 from ..pipelines.importers.emotion_head import DEFAULT_TAPS, EmotionHead, read_head, write_head
 from ..pipelines.learning.ferplus import Faces, Trunk, load_faces, see, tuning_part
 from ..pipelines.learning.metrics import Truth, fit_temperature, log_loss
-from ..pipelines.model_store import HEAD_PATH, ModelStore
+from ..pipelines.model_store import HEAD_PATH, PREDICTOR, ModelStore
 from ..pipelines.registry import FERPLUS_CLASSES
+from .counted import counted
 from .evaluate import by_class
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def train_emotion(
     folder = cache or default_cache() / "training"
     store = ModelStore(cache or default_cache())
     net = read_face_resnet(store.weights_file("dlib_face_recognition_resnet_model_v1.dat"))
-    predictor = store.weights_file("shape_predictor_5_face_landmarks.dat")
+    predictor = store.weights_file(PREDICTOR)
     training, test = load_faces(data)
     training = training.take(np.arange(len(training)) < (faces or len(training)))
     console.print(f"{len(training)} faces to learn from, {len(test)} to test with")
@@ -169,8 +169,7 @@ def _run_graph(
 def _watch(
     title: str, faces: Faces, predictor: Path, trunk: Trunk, folder: Path, views: int, jobs: int
 ) -> F16:
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns) as progress:
+    with counted() as progress:
         task = progress.add_task(title, total=len(faces))
         (seen,) = see(
             faces.pictures, views, predictor, [trunk], folder,

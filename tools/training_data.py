@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..pipelines.errors import ConfigError
 from ..pipelines.importers.dlib_dat import FaceResnet, read_face_resnet
@@ -20,15 +19,15 @@ from ..pipelines.learning.recipe import RecipeConfig
 from ..pipelines.learning.samples import TEST, TRAIN, TUNE, Samples
 from ..pipelines.learning.task import photos_of, read_task
 from ..pipelines.learning.task_faces import FaceFinder, load_faces
-from ..pipelines.model_store import ModelStore
+from ..pipelines.model_store import PREDICTOR, ModelStore
 from ..pipelines.registry import FERPLUS_CLASSES
 from ..pipelines.synthesis.admission import build_admission
 from ..pipelines.synthesis.synthesiser import Synthesiser
+from .counted import counted
 
 U8 = npt.NDArray[np.uint8]
 
 TRUNK = "dlib_face_recognition_resnet_model_v1.dat"
-PREDICTOR = "shape_predictor_5_face_landmarks.dat"
 _GIVES = {"label": "to name classes", "embedding": "to tell people apart"}
 
 
@@ -167,7 +166,6 @@ class Loader:
 
     @contextmanager
     def _bar(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        with Progress(*columns, console=self.console, transient=True) as progress:
+        with counted(self.console, is_transient=True) as progress:
             bar = progress.add_task(what, total=total)
             yield lambda n: progress.advance(bar, n)
