@@ -191,8 +191,9 @@ class Supervisor:
     def _start(self, child: Child) -> None:
         line = self._surroundings.command_of(child.name)
         self._surroundings.forgive(child.name, time.monotonic())
-        # a session of its own: Ctrl-C on the terminal reaches only the supervisor, which stops in order
-        child.popen = subprocess.Popen(line, stdin=subprocess.DEVNULL, start_new_session=True)
+        # A group of its own: Ctrl-C on the terminal reaches only the supervisor, which stops in order. Not a
+        # session: the kernel shares processors between sessions alike, whatever their niceness (autogroup).
+        child.popen = subprocess.Popen(line, stdin=subprocess.DEVNULL, process_group=0)
         self._metrics.process_up.labels(child.name).set(1)
         self._metrics.restarts.labels(child.name).inc(0)
         log.info("started %s, pid %d", child.name, child.popen.pid)

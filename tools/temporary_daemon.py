@@ -83,9 +83,9 @@ class TemporaryDaemon:
         line = [sys.executable, "-m", "visaged.daemon.lifecycle", "supervisor"]
         line += ["--config", str(self.config_file), "--parent", str(os.getpid())]
         with self.log_file.open("wb") as log:
-            # a session of its own: Ctrl-C reaches only us, and we stop it in order
+            # a group of its own: Ctrl-C reaches only us, and we stop it in order
             self._popen = subprocess.Popen(
-                line, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                line, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0
             )
 
     def check(self) -> None:

@@ -94,6 +94,8 @@ def test_killed_processes_come_back_alone_and_frames_flow_again(runtime: Path, c
     with daemon(config), first_results(runtime, ["a", "b"]) as results:
         before = pids(config)
         assert set(before) == {"supervisor", "infer", "capture@a", "capture@b"}
+        assert len({os.getsid(pid) for pid in before.values()}) == 1  # or niceness would count for nothing
+        assert len({os.getpgid(pid) for pid in before.values()}) == 4  # or Ctrl-C would reach all
 
         os.kill(before["capture@a"], signal.SIGKILL)
         killed_s = time.monotonic()
