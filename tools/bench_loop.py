@@ -43,7 +43,7 @@ TABLES: dict[str, dict[str, object]] = {
     # few faces and minutes, and other answers than before are what is wanted here
     "promotion": {
         "compared_share": 1.0,
-        "least_faces": 50,
+        "least_tracks": 50,
         "shadow_minutes": 0,
         "canary_shares": [0.5, 1.0],
         "canary_minutes": 0,

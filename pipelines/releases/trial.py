@@ -53,15 +53,16 @@ class PromotionConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     shadow_tracks: Annotated[int, Meta(ge=1)] = 500
     """Tracks after which the shadow ends."""
     shadow_minutes: Annotated[float, Meta(ge=0)] = 30.0
-    """Time after which the shadow ends with fewer tracks, but not before `least_faces` were compared."""
+    """Time after which the shadow ends with fewer tracks, but not before `least_tracks` were compared."""
     canary_shares: tuple[Share, ...] = (0.1, 0.5, 1.0)
     """Shares of the tracks that a canary answers for, one after the other."""
     canary_minutes: Annotated[float, Meta(ge=0)] = 10.0
-    """How long each share lasts, and longer until `least_faces` were compared."""
+    """How long each share lasts, and longer until `least_tracks` were compared."""
     probation_hours: Annotated[float, Meta(ge=0)] = 24.0
     """How long the release before stays loaded after a promotion."""
-    least_faces: Annotated[int, Meta(ge=1)] = 100
-    """Compared faces before which nothing but a failing engine is held against a release."""
+    least_tracks: Annotated[int, Meta(ge=1)] = 50
+    """Compared tracks before which nothing but a failing engine is held against a release: many looks at few
+    faces are evidence of these few."""
     least_agreement: Annotated[float, Meta(ge=0, le=1)] = 0.8
     """Roll back when both say the same emotion of a smaller share of the faces."""
     max_psi: Annotated[float, Meta(gt=0)] = 0.25
@@ -196,18 +197,19 @@ class Trial:
         return float(ours - theirs)
 
     def _is_over(self, passed_s: float) -> bool:
-        config, is_enough = self._config, self.n_faces >= self._config.least_faces
+        config, n_tracks = self._config, len(self._tracks)
+        is_enough = n_tracks >= config.least_tracks
         match self.stage:
             case "shadow":
                 is_late = passed_s >= config.shadow_minutes * 60 and is_enough
-                return is_late or len(self._tracks) >= config.shadow_tracks
+                return is_late or n_tracks >= config.shadow_tracks
             case "canary":
                 return passed_s >= config.canary_minutes * 60 and is_enough
         return passed_s >= config.probation_hours * 3600
 
     def _of_answers(self) -> Verdict | None:
         config = self._config
-        if self.n_faces < config.least_faces:
+        if len(self._tracks) < config.least_tracks:
             return None
         if self.agreement < config.least_agreement:
             return _bad(

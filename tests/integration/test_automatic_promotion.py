@@ -70,7 +70,7 @@ TABLES: dict[str, dict[str, object]] = {
     },
     # few faces and no time; in blue light other answers than before are what is wanted
     "promotion": {
-        "automatic": True, "gate_slowdown": 4.0, "compared_share": 1.0, "least_faces": 20,
+        "automatic": True, "gate_slowdown": 4.0, "compared_share": 1.0, "least_tracks": 8,
         "shadow_minutes": 0, "canary_shares": [0.5, 1.0], "canary_minutes": 0, "least_agreement": 0.0,
         "max_psi": 100.0, "max_confidence_shift": 1.0, "max_slowdown": 10.0,
     },

@@ -38,7 +38,7 @@ TABLES: dict[str, dict[str, object]] = {
     "ensemble": {"refresh_every": 1},
     "promotion": {
         "compared_share": 1.0,
-        "least_faces": 30,
+        "least_tracks": 1,
         "shadow_minutes": 0,
         "canary_shares": [0.5, 1.0],
         "canary_minutes": 0,
