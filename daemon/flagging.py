@@ -16,7 +16,7 @@ import msgspec
 from ..pipelines.answer import Analysis, Answer
 from ..pipelines.assembly import Stages
 from ..pipelines.errors import GalleryError, SampleError, VisagedError
-from ..pipelines.loop.flag_policy import FlagPolicy
+from ..pipelines.loop.flag_policy import FlagPolicy, Kept
 from ..pipelines.loop.kept_faces import kept_in
 from ..pipelines.loop.recent_faces import RecentFaces
 from ..pipelines.loop.said import label_of, teach
@@ -66,6 +66,7 @@ class Flagging:
             lambda: SampleStore(config.paths.state, config.samples, now=stages.clock.now)
         )
         self._policy: FlagPolicy | None = None
+        self._kept: Kept | None = None  # left by the writer, for the policy
         self._automatic: list[tuple[Source, Sighting, Future[Sample | None]]] = []
         self._failures = StoreFailures(metrics)
         self._expire_due_s = time.monotonic()
@@ -165,6 +166,9 @@ class Flagging:
         if is_gallery_changed:
             self._recent.forget({name for name in self._recent.names if not self._stages.gallery.has(name)})
         self._settle_automatic()
+        if self._policy is not None and self._kept is not None:
+            self._policy.remember_only(self._kept)
+            self._kept = None
         for state, n in self._writer.counts.items():
             self._metrics.samples.labels(state.value).set(n)
         self._look_at_clock()
@@ -264,12 +268,17 @@ class Flagging:
             self._failures.note("samples", error, CANNOT_STORE)
 
     def _expire(self) -> None:
-        """Let the writer delete what is too old, records as well, unless it has better things to do."""
+        """Let the writer delete what is too old, records as well, unless it has better things to do.
+
+        It also looks whether somebody was forgotten, in another process, whose looks the policy remembers.
+        """
 
         def expire(store: SampleStore) -> None:
             if n_deleted := store.expire():
                 log.info("deleted %d samples that were too old", n_deleted)
             expire_records(self._state, self._records, self._clock.now)
+            if self._policy is not None and store.changed():
+                self._kept = kept_in(store, self._stages.ensemble.embedding_space)
 
         with contextlib.suppress(SampleError):  # the next time will do
             self._writer.submit(expire, is_urgent=False)

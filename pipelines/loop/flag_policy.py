@@ -109,7 +109,9 @@ class FlagPolicy:
         }
         self._kept_ns: dict[Source, deque[int]] = {source: deque() for source in REASONS}
         self._tracks: dict[tuple[str, int], _History] = {}
-        self._stored, self._looks = kept.embeddings[:REMEMBERED], kept.looks[:REMEMBERED]
+        self._stored: F32
+        self._looks: U64
+        self.remember_only(kept)
         self._kept_at = list(kept.at)
 
     def judge(self, sighting: Sighting) -> Source | None:
@@ -136,6 +138,10 @@ class FlagPolicy:
         if sighting.embedding is not None:
             older, embedding = self._stored[: REMEMBERED - 1], sighting.embedding[None]
             self._stored = np.concatenate([embedding, older]) if len(older) else embedding
+
+    def remember_only(self, kept: Kept) -> None:
+        """Forget every face that is not among `kept`; the budgets stay as they are."""
+        self._stored, self._looks = kept.embeddings[:REMEMBERED], kept.looks[:REMEMBERED]
 
     def _reasons(self, sighting: Sighting, history: _History) -> list[Source]:
         """Return every reason for keeping a face, the first to be asked first."""

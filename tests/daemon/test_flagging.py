@@ -370,6 +370,26 @@ def test_faces_of_somebody_forgotten_cannot_be_flagged_any_more(make: Callable[.
         bench.flag(emotion="fear")
 
 
+def test_the_look_of_somebody_forgotten_by_another_process_is_remembered_no_longer(
+    make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("visaged.daemon.flagging.EXPIRE_EVERY_S", 0.0)
+    bench = make(ALWAYS)
+    bench.see(10, picture=blots(1))
+    bench.settle()
+    bench.see(20, picture=blots(1))
+    with SampleStore(bench.state) as store:
+        assert [sample.seq for sample in store.samples()] == [10], "it looks the same"
+        store.forget(["Ada"])
+
+    deadline = time.monotonic() + 10
+    while not bench.flagging._automatic and time.monotonic() < deadline:
+        bench.flagging.keep_house(is_gallery_changed=False)
+        bench.see(30, picture=blots(1))
+
+    assert [sample.seq for sample in bench.stored()] == [30]
+
+
 def test_old_samples_go_while_the_daemon_runs(
     make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
 ) -> None:
