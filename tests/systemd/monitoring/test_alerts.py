@@ -8,7 +8,13 @@ from pathlib import Path
 
 import pytest
 from visaged.daemon.ledger import Ledger
-from visaged.daemon.metrics import CaptureMetrics, GatewayMetrics, InferMetrics, SupervisorMetrics
+from visaged.daemon.metrics import (
+    CaptureMetrics,
+    GatewayMetrics,
+    InferMetrics,
+    LearnMetrics,
+    SupervisorMetrics,
+)
 
 from tests.conftest import skip_or_fail
 from tests.systemd.monitoring.promql import (
@@ -35,7 +41,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     with Ledger.open(tmp_path_factory.mktemp("runtime") / "ledger-door") as ledger:
         capture.watch_ledger("door", ledger.capture_counts)
         infer.watch_ledger("door", ledger.infer_counts)
-        for process in (capture, infer, GatewayMetrics(), SupervisorMetrics()):
+        for process in (capture, infer, GatewayMetrics(), LearnMetrics(), SupervisorMetrics()):
             declared = process.registry._names_to_collectors
             for family in process.registry.collect():
                 labels = set(getattr(declared.get(family.name), "_labelnames", ()))
