@@ -23,6 +23,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "systemd"
 SHIPPED_PYTHON = "/opt/visaged/.venv/bin/python"  # in the units as they are shipped
 UNITS = (
     "visaged.target",
+    "visaged.slice",
     "visaged-infer.service",
     "visaged-capture@.service",
     "visaged-gateway.service",

@@ -17,7 +17,7 @@ from tests.conftest import find_free_port, skip_or_fail
 from tests.integration.machine import ENVIRONMENT, PYTHON, Machine
 
 INFER, DOOR, YARD = "visaged-infer.service", "visaged-capture@door.service", "visaged-capture@yard.service"
-GATEWAY, LEARN = "visaged-gateway.service", "visaged-learn.service"
+GATEWAY, LEARN, SLICE = "visaged-gateway.service", "visaged-learn.service", "visaged.slice"
 CONFIG = "/etc/visaged/visaged.toml"
 VISAGED = (PYTHON, "-m", "visaged.tools.cli")
 CAMERAS = """
@@ -106,9 +106,16 @@ def restarts(machine: Machine, unit: str) -> int:
 
 
 def test_the_units_are_without_a_fault(machine: Machine) -> None:
-    done = machine.run("systemd-analyze", "verify", "visaged.target", INFER, DOOR, GATEWAY, LEARN)
+    done = machine.run("systemd-analyze", "verify", "visaged.target", SLICE, INFER, DOOR, GATEWAY, LEARN)
 
     assert done.stdout + done.stderr == ""
+
+
+def test_the_service_comes_before_what_else_the_machine_does(machine: Machine) -> None:
+    weights = {unit: machine.show(unit, "CPUWeight") for unit in (SLICE, DOOR, INFER, GATEWAY)}
+
+    assert weights == {SLICE: "1000", DOOR: "600", INFER: "400", GATEWAY: "100"}
+    assert {machine.show(unit, "Slice") for unit in (DOOR, INFER, GATEWAY)} == {SLICE}
 
 
 def test_the_service_serves_what_works_and_says_what_does_not(machine: Machine) -> None:
