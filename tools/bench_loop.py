@@ -33,6 +33,7 @@ N_EACH = 32, 50  # faces of each expression: to measure, and to flag
 N_FLAGS, WRONG_EVERY = 60, 10
 SEEN_FRAMES = 15  # a face has been there so long before anybody says that its emotion is wrong
 N_SWAPS, N_FIRST_SWAPS = 100, 10
+ASK_S = 0.5  # between two questions how a trial stands
 AFTER_SWAP_S = 0.5  # what a swap has delayed is published by then
 PATIENCE_S = 600.0
 LEAST_GAIN, MOST_LOSS, MOST_SECONDS = 0.10, 0.02, 300.0
@@ -139,6 +140,12 @@ def loop_rows(figures: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         if row["metric"] == ACCURACY.name:
             bound = f"{100 * -MOST_LOSS:+g} points" if row["network"] == FUSED else ""
             yield f"loop, base hold-out, {row['network']}", f"{100 * change:+.1f} points", bound
+    for stage, trial in figures["trials"].items():
+        said = f"{trial['agreement']:.0%} of {trial['faces']}" if trial["faces"] else "nothing yet"
+        yield f"loop, both say the same, {stage}", said, ""
+        if trial["faces"]:
+            shifts = f"{trial['psi']:.2f} / {trial['confidence_shift']:+.2f}"
+            yield f"loop, PSI / shift of confidence, {stage}", shifts, ""
     took, late, swaps = figures["seconds"], figures["p99_ms"], figures["swaps"]
     yield "loop, last flag to live", f"{took['flag_to_live']:.0f} s", f"{MOST_SECONDS:g} s"
     for step in ("learning", "gates", "shadow_and_canary"):
@@ -294,10 +301,20 @@ class _Loop:
         """Promote through shadow and canary; return when the release answers for all."""
         self._console.print("shadow, canary")
         self._control.request(Promote(release=report.release), timeout_s=PATIENCE_S)
-        journal = PromotionJournal(self._state)
-        self._watch.until(lambda: journal.read().state_of(report.release) in ("probation", "rolled back"))
+        journal, trials = PromotionJournal(self._state), self.figures.setdefault("trials", {})
+        asked_s = 0.0
+
+        def is_over() -> bool:
+            nonlocal asked_s
+            if time.monotonic() > asked_s + ASK_S:
+                asked_s = time.monotonic()
+                if trial := self._control.request(Status(), timeout_s=60)["promotion"]["trial"]:
+                    trials[f"{trial['stage']} {trial['share']:.0%}"] = trial
+            return journal.read().state_of(report.release) in ("probation", "rolled back")
+
+        self._watch.until(is_over)
         if journal.read().state_of(report.release) == "rolled back":
-            raise VisagedError(f"it was rolled back: {journal.read().history[-1].why}")
+            raise VisagedError(f"it was rolled back: {journal.read().history[-1].why}; {trials}")
         self._watch.until(lambda: self._watch.release.startswith(report.release))
         return time.monotonic()
 
