@@ -192,10 +192,8 @@ class Sender:
         if self._ring is not None and n_bytes <= self._ring.slot_bytes:
             return self._ring
         if self._ring is not None:
-            if self._config.is_lossless and not self._wait_until(
-                0
-            ):  # infer may still have to open the old one
-                return None
+            if self._config.is_lossless and not self._wait_until(0):
+                return None  # infer may still have to open the old one
             self.close()
         while self._ring is None:
             try:
@@ -254,9 +252,11 @@ class Capture:
         self._down_since_s: float | None = None
         self._n_attempts = 0
         self._n_good = 0
+        self._size = (0, 0)  # width and height in px of the frame before
         metrics.camera_up.labels(config.name).set(0)
         metrics.reconnects.labels(config.name).inc(0)
         metrics.silences.labels(config.name).inc(0)
+        metrics.size_changes.labels(config.name).inc(0)
 
     def run(self) -> None:
         """Capture until stopped or ended.
@@ -338,8 +338,13 @@ class Capture:
         return n_before + 1
 
     def _note_frame(self, shot: Shot) -> None:
-        self._n_good += 1
         height, width = shot.rgb.shape[:2]
+        if self._n_good and self._size != (width, height) and self._config.kind is not SourceKind.PATH:
+            self._metrics.size_changes.labels(self._config.name).inc()
+            sizes = (width, height, *self._size)
+            log.warning("camera %s: pictures are now %dx%d, were %dx%d", self._config.name, *sizes)
+        self._size = width, height
+        self._n_good += 1
         if self._is_up:
             self._tell_rate(f"camera {self._config.name} is up: {width}x{height}")
             return
@@ -387,9 +392,8 @@ class Capture:
             )
         delay_s = min(self._config.reconnect_max_s, self._config.reconnect_min_s * 2**self._n_attempts)
         self._n_attempts = min(self._n_attempts + 1, 30)
-        until_s = time.monotonic() + delay_s * random.uniform(
-            0.75, 1.25
-        )  # so that cameras do not come at once
+        delay_s *= random.uniform(0.75, 1.25)  # so that cameras do not come at once
+        until_s = time.monotonic() + delay_s
         while (left_s := until_s - time.monotonic()) > 0 and not self._stop.wait(min(STEP_S, left_s)):
             self._notifier.alive()
             self._sender.ask_about_lost()

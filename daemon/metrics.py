@@ -175,17 +175,21 @@ class CaptureMetrics(Metrics):
         self.camera_up = prometheus.Gauge(
             "visaged_camera_up", "1 while the camera yields frames.", ["camera"], registry=self.registry
         )
+        label, registry = ["camera"], self.registry
         self.reconnects = prometheus.Counter(
-            "visaged_camera_reconnects_total",
-            "Times the camera was opened again.",
-            ["camera"],
-            registry=self.registry,
+            "visaged_camera_reconnects_total", "Times the camera was opened again.", label, registry=registry
         )
         self.silences = prometheus.Counter(
             "visaged_camera_silences_total",
             "Times the camera was given up because it yielded nothing for too long.",
             ["camera"],
             registry=self.registry,
+        )
+        self.size_changes = prometheus.Counter(
+            "visaged_camera_size_changes_total",
+            "Times its pictures got another size.",
+            label,
+            registry=registry,
         )
         self.capture_seconds = prometheus.Histogram(
             "visaged_capture_duration_seconds",
