@@ -143,27 +143,34 @@ def open_camera(config: CameraConfig) -> Camera:
         SourceError: the source does not exist, does not answer, or is none we can read.
         ConfigError: the options of a synthetic camera are wrong.
     """
-    # here, not above: the kinds import this module, and reading a configuration needs no OpenCV
-    from .cameras.folder import FolderCamera
-    from .cameras.synthetic import open_synthetic
-    from .cameras.video import FileCamera, open_device, open_stream
-
+    # here, not above: the kinds import this module, and each process needs the libraries of one
     match config.kind:
         case SourceKind.DEVICE:
-            return open_device(config)
+            from .cameras.device import DeviceCamera
+
+            return DeviceCamera(config)
         case SourceKind.STREAM:
+            from .cameras.video import open_stream
+
             return open_stream(config)
         case SourceKind.SYNTHETIC:
+            from .cameras.synthetic import open_synthetic
+
             return open_synthetic(config)
         case SourceKind.PATH:
-            path = Path(config.source).expanduser()
-            if path.is_dir():
-                return FolderCamera(config, path)
-            if path.exists():
-                return FileCamera(config, path)
-            raise SourceError(
-                f"camera {config.name}: {path} does not exist; correct `source` or bring the file"
-            )
+            return _open_path(config, Path(config.source).expanduser())
+
+
+def _open_path(config: CameraConfig, path: Path) -> Camera:
+    if path.is_dir():
+        from .cameras.folder import FolderCamera
+
+        return FolderCamera(config, path)
+    if path.exists():
+        from .cameras.video import FileCamera
+
+        return FileCamera(config, path)
+    raise SourceError(f"camera {config.name}: {path} does not exist; correct `source` or bring the file")
 
 
 def shown_source(source: str) -> str:

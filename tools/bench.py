@@ -48,6 +48,7 @@ PACKAGES = (
     "onnxruntime",
     "openvino",
     "opencv-python-headless",
+    "av",
     "dlib-bin",
     "dlib",
     "pyzmq",

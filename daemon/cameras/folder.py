@@ -7,7 +7,7 @@ import numpy as np
 
 from ...pipelines.errors import SourceError
 from ..camera import U8, Broken, CameraConfig
-from .video import be_quiet
+from .device import be_quiet
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm"})
 MAX_FILE_BYTES = 256 << 20

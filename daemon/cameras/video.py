@@ -1,44 +1,64 @@
-"""Cameras that OpenCV reads: V4L2 devices, RTSP and HTTP streams, video files."""
+"""Videos, and the door to FFmpeg, which PyAV opens: RTSP and HTTP streams, and files.
 
-import os
+Every frame comes in the size it was sent in, so a camera may change its size without a new connection.
+FFmpeg says nothing on stderr: PyAV drops its log unless it is asked for it.
+"""
+
+from collections.abc import Generator, Iterable
 from pathlib import Path
 
-import cv2
+import av
 import numpy as np
+from av.codec.context import ThreadType
+from av.packet import Packet
+from av.video.codeccontext import VideoCodecContext
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
 
 from ...pipelines.errors import SourceError
 from ..camera import U8, Broken, CameraConfig, shown_source
 
-OPEN_TIMEOUT_MS = 5000
-READ_TIMEOUT_MS = 5000
-CAPTURE_BUFFERS = 2  # frames a device driver may queue: more is only latency
-FILE_THREADS = 2  # decoder threads; each costs a frame of delay and memory, so streams get one
+# FFmpeg's own timeout, 5 s in us, for the connection and for whatever is read. Not PyAV's, which asks Python
+# every 0.1 s: a thread that asks while the process ends takes it down with SIGSEGV.
+STREAM_OPTIONS = {"rtsp_flags": "prefer_tcp", "timeout": "5000000"}
+STREAM_THREADS, FILE_THREADS = 1, 2  # decoder threads; each more costs a frame of delay and memory
+# A decoder counts px of rounded sizes, as 1920x1088. What it lets through, capture measures and skips.
+MAX_ROUNDING = 2
 # A container's frame count is an estimate for some encoders; a shortfall above this is a cut file.
 COUNT_TOLERANCE = 0.02
 
 
 class VideoCamera:
-    """A `cv2.VideoCapture` that answers in RGB and says clearly when its source is gone."""
+    """A video that FFmpeg demuxes and decodes, answered in RGB. What is wrong with it is said clearly."""
 
-    def __init__(self, config: CameraConfig, source: str, backend: int, options: list[int]) -> None:
-        """Open `source` with an OpenCV backend and its `CAP_PROP_*` options.
+    def __init__(self, config: CameraConfig, url: str, options: dict[str, str], n_threads: int) -> None:
+        """Open `url` with options of FFmpeg's protocols and demuxers.
 
         Raises:
-            SourceError: it does not open.
+            SourceError: nobody answers within some seconds, or what comes is no video.
         """
-        be_quiet()
-        self._shown = shown_source(source)
-        self._name = config.name
-        self._capture = cv2.VideoCapture(source, backend, options)
-        if not self._capture.isOpened():
+        self._shown = shown_source(config.source)
+        self._where = f"camera {config.name}: {self._shown}"
+        self._max_pixels = MAX_ROUNDING * config.max_pixels
+        try:
+            self._container = av.open(url, options=options, metadata_errors="ignore")
+            stream = self._container.streams.best("video")
+            if not isinstance(stream, VideoStream) or stream.codec_context is None:
+                raise SourceError(f"{self._where} holds no video that FFmpeg decodes; correct `source`")
+            self._decoder = self._open_decoder(stream, n_threads)
+        except av.FFmpegError as error:
             raise SourceError(
-                f"camera {config.name}: {self._shown} cannot be opened; check that it exists, is reachable, "
-                f"is not in use by another program and is a format that FFmpeg or V4L2 reads"
-            )
-        fps = float(self._capture.get(cv2.CAP_PROP_FPS))
+                f"{self._where} cannot be opened ({error.strerror}); check that it exists, is reachable "
+                f"and is a format that FFmpeg reads"
+            ) from None  # its own text has the password in it
+        self._items = self._decode(self._container.demux(stream))
+        self._reformatter = VideoReformatter()
+        fps = float(stream.guessed_rate or 0)
         self.fps = fps if 0.1 <= fps <= 1000 else 0.0
-        count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
-        self._announced = int(count) if 0 < count < 1e9 else 0  # 0: a live source, without end
+        duration_s = (self._container.duration or 0) / av.time_base
+        count = stream.frames or round(duration_s * fps)
+        self._announced = count if 0 < count < 1e9 else 0  # 0: a live source, without end
         self._n_read = 0
 
     def read(self) -> U8 | Broken | None:
@@ -47,25 +67,62 @@ class VideoCamera:
         Raises:
             SourceError: no more frames, though there should be.
         """
-        if self._capture.grab():
-            self._n_read += 1
-            return self._decode()
-        if self._announced and not self._is_cut():
-            return None
-        raise SourceError(f"camera {self._name}: {self._shown} delivers no more frames; check the source")
+        try:
+            item = next(self._items, None)
+        except av.FFmpegError:  # lost, or silent for too long
+            item = None
+        if item is None:
+            return self._end()
+        self._n_read += 1
+        return item if isinstance(item, Broken) else self._rgb(item)
 
     def close(self) -> None:
         """Let go of the source."""
-        self._capture.release()
+        self._items.close()
+        self._container.close()
+
+    def _end(self) -> Broken | None:
+        if self._announced and not self._is_cut():
+            return None
+        raise SourceError(f"{self._where} delivers no more frames; check the source")
 
     def _is_cut(self) -> bool:
         return self._announced - self._n_read > max(2, COUNT_TOLERANCE * self._announced)
 
-    def _decode(self) -> U8 | Broken:
-        is_good, bgr = self._capture.retrieve()
-        if not is_good or bgr is None or bgr.size == 0:
-            return Broken(f"{self._shown} delivered data that cannot be decoded")
-        return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
+    def _open_decoder(self, stream: VideoStream, n_threads: int) -> VideoCodecContext:
+        decoder = stream.codec_context
+        decoder.thread_count, decoder.thread_type = n_threads, ThreadType.AUTO
+        decoder.options = {"max_pixels": str(self._max_pixels)}
+        if decoder.width * decoder.height > self._max_pixels:
+            decoder.width = decoder.height = 0  # opened all the same: the frames may get smaller
+        decoder.open()
+        return decoder
+
+    def _decode(self, packets: "Iterable[Packet[VideoStream]]") -> Generator[VideoFrame | Broken]:
+        """Yield frames and what is none. A last packet that cannot be decoded is cut off: the end says so."""
+        is_bad = False
+        for packet in packets:
+            if is_bad and packet.size:  # a packet of no bytes comes at the end
+                yield Broken(f"{self._shown} delivered data that cannot be decoded")
+            is_bad = False
+            try:
+                yield from self._decoder.decode(packet)
+            except av.FFmpegError:
+                if 0 < self._decoder.width * self._decoder.height <= self._max_pixels:
+                    is_bad = True
+                    continue
+                self._decoder.flush_buffers()  # else it goes on to refuse frames that have got smaller
+                yield Broken(
+                    f"{self._shown} delivered a frame of more than {self._max_pixels / 1e6:.1f} megapixels; "
+                    f"make it smaller or raise max_pixels"
+                )
+
+    def _rgb(self, frame: VideoFrame) -> U8:
+        """Return the frame upright; matrix and range of its colours are those it names."""
+        rgb = self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+        if frame.rotation:
+            rgb = np.rot90(rgb, round(frame.rotation / 90))
+        return np.ascontiguousarray(rgb, np.uint8)
 
 
 class FileCamera(VideoCamera):
@@ -87,62 +144,26 @@ class FileCamera(VideoCamera):
             raise SourceError(f"camera {config.name}: {path} cannot be read ({error.strerror})") from error
         if n_bytes == 0:
             raise SourceError(f"camera {config.name}: {path} is empty; bring the file again")
-        super().__init__(config, str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, FILE_THREADS])
+        super().__init__(config, f"file:{path}", {}, FILE_THREADS)
         if config.fps:
             self.fps = config.fps
         self._is_at_end = False
 
-    def read(self) -> U8 | Broken | None:
-        """Return the next frame, one `Broken` where the file has been cut, and None at the end."""
-        if self._is_at_end:
+    def _end(self) -> Broken | None:
+        """Return one `Broken` where the file has been cut, then None."""
+        if self._is_at_end or not self._is_cut():
             return None
-        if self._capture.grab():
-            self._n_read += 1
-            return self._decode()
         self._is_at_end = True
-        if self._is_cut():
-            return Broken(
-                f"{self._shown} announces {self._announced} frames and ends after {self._n_read}; "
-                f"the file is cut off or damaged"
-            )
-        return None
-
-
-def open_device(config: CameraConfig) -> VideoCamera:
-    """Return an open V4L2 device.
-
-    Raises:
-        SourceError: there is no such device, or it does not open.
-    """
-    if not Path(config.source).exists():
-        present = sorted(str(path) for path in Path("/dev").glob("video*"))
-        raise SourceError(
-            f"camera {config.name}: {config.source} does not exist (present: "
-            f"{', '.join(present) or 'none'}); plug the camera in or correct `source`"
+        return Broken(
+            f"{self._shown} announces {self._announced} frames and ends after {self._n_read}; "
+            f"the file is cut off or damaged"
         )
-    options = [cv2.CAP_PROP_BUFFERSIZE, CAPTURE_BUFFERS]
-    if config.width * config.height > 640 * 480:  # raw formats do not fit through USB 2 at full rate
-        options += [cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*"MJPG")]
-    if config.width and config.height:
-        options += [cv2.CAP_PROP_FRAME_WIDTH, config.width, cv2.CAP_PROP_FRAME_HEIGHT, config.height]
-    if config.fps:
-        options += [cv2.CAP_PROP_FPS, round(config.fps)]
-    return VideoCamera(config, config.source, cv2.CAP_V4L2, options)
 
 
 def open_stream(config: CameraConfig) -> VideoCamera:
-    """Return an open RTSP or HTTP stream; RTSP goes over TCP.
+    """Return an open RTSP or HTTP stream.
 
     Raises:
         SourceError: nobody answers within some seconds, or what comes is no video.
     """
-    options = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, OPEN_TIMEOUT_MS]
-    options += [cv2.CAP_PROP_READ_TIMEOUT_MSEC, READ_TIMEOUT_MS]
-    options += [cv2.CAP_PROP_N_THREADS, 1]
-    return VideoCamera(config, config.source, cv2.CAP_FFMPEG, options)
-
-
-def be_quiet() -> None:
-    """Stop OpenCV and FFmpeg from writing to stderr: what is wrong is said by our errors."""
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    return VideoCamera(config, config.source, STREAM_OPTIONS, STREAM_THREADS)

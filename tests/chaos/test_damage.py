@@ -104,11 +104,25 @@ def test_an_rtsp_server_that_stalls(damaged: Stage, server: RtspServer) -> None:
         fault.is_over()
 
 
+def test_an_rtsp_server_that_changes_its_size_on_the_same_connection(
+    damaged: Stage, server: RtspServer
+) -> None:
+    changes: Metric = ("capture@a", "visaged_camera_size_changes_total", {"camera": "a"})
+    line = "camera a: pictures are now 640x640, were 512x512"
+    with damaged.fault(within_s=BACK_S, line=line, metric=changes) as fault:
+        server.resize(640, 640)
+        damaged.wait(fault.is_counted, BACK_S, "the new size to be noticed")
+    newest = damaged.viewer.seen["a"].newest
+    assert newest is not None and newest.width == 640
+
+
 def test_an_rtsp_server_that_restarts_with_another_size(
     damaged: Stage, server: RtspServer, photo: Path
 ) -> None:
     reconnects: Metric = ("capture@a", "visaged_camera_reconnects_total", {"camera": "a"})
-    with damaged.fault(within_s=BACK_S, line="camera a is lost", metric=reconnects) as fault:
+    with damaged.fault(
+        within_s=BACK_S, line="camera a is lost", metric=reconnects, allowed="pictures are now 400x400"
+    ) as fault:
         server.stop()
         damaged.wait(fault.is_counted, 10, "the loss to be noticed")
         fault.is_over()

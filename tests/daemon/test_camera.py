@@ -9,10 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import av
 import cv2
 import msgspec
 import numpy as np
 import pytest
+from av.video.frame import VideoFrame
 from visaged.daemon.camera import U8, Broken, Camera, CameraConfig, SourceKind, open_camera, shown_source
 from visaged.daemon.cameras.folder import announced_size
 from visaged.daemon.cameras.reader import Pace
@@ -145,6 +147,48 @@ def test_a_cut_off_video_yields_what_it_has_and_one_broken_frame(make_video: Mak
     assert "announces 100 frames and ends after" in last.why
     assert keep * 100 - 20 < len(frames) <= keep * 100 + 5
     assert all(shape_of(frame) == (120, 160, 3) for frame in frames)
+
+
+@pytest.mark.parametrize(("matrix", "full_range"), [("ITU601", False), ("ITU709", True)])
+def test_a_video_is_shown_upright_and_in_the_colours_it_names(
+    tmp_path: Path, matrix: str, full_range: bool
+) -> None:
+    upright = np.empty((161, 121, 3), np.uint8)  # odd sizes, which leave padding between the rows
+    upright[:80], upright[80:] = (200, 40, 60), (20, 180, 90)
+    as_sent = VideoFrame.from_ndarray(np.ascontiguousarray(np.rot90(upright, -1)), "rgb24").reformat(
+        format="yuv420p", dst_colorspace=matrix, dst_color_range="JPEG" if full_range else "MPEG"
+    )
+    with av.open(tmp_path / "a.mkv", "w") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        stream.height, stream.width = as_sent.height, as_sent.width
+        stream.codec_context.colorspace = as_sent.colorspace
+        stream.codec_context.color_range = as_sent.color_range
+        stream.set_display_rotation(90)
+        container.mux(stream.encode(as_sent))
+        container.mux(stream.encode())
+
+    frame = open_camera(config_of(tmp_path / "a.mkv")).read()
+    assert isinstance(frame, np.ndarray) and frame.flags.c_contiguous
+    assert frame.shape == upright.shape
+    assert np.abs(frame[8::140].astype(int) - upright[8::140]).max() <= 4  # one row of each colour
+
+
+def test_a_damaged_frame_of_a_video_is_broken_and_the_next_are_not(make_video: MakeVideo) -> None:
+    path = make_video(n_frames=6)
+    data = bytearray(path.read_bytes())
+    start_of_second = data.find(b"\xff\xd8", data.find(b"\xff\xd8") + 2)
+    data[start_of_second : start_of_second + 200] = bytes(200)
+    path.write_bytes(data)
+    items = read_all(open_camera(config_of(path)))
+
+    assert [isinstance(item, Broken) for item in items] == [False, True, False, False, False, False]
+
+
+def test_a_video_of_too_large_frames_is_broken_before_it_is_decoded(make_video: MakeVideo) -> None:
+    items = read_all(open_camera(config_of(make_video(n_frames=2), max_pixels=160 * 120 // 4)))
+
+    assert len(items) == 2
+    assert all(isinstance(item, Broken) and "raise max_pixels" in item.why for item in items)
 
 
 def test_a_video_cut_off_before_its_index_is_one_sentence(make_video: MakeVideo) -> None:
