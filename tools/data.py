@@ -12,6 +12,7 @@ from rich.table import Table
 from ..daemon.config import find_config
 from ..kernels.chips import cut_chip
 from ..pipelines.errors import PhotoError, SourceError
+from ..pipelines.learning.boxed_photos import SMALLEST_PX, FaceCounts
 from ..pipelines.learning.task import Description, TaskConfig, photos_of, read_task
 from ..pipelines.learning.task import describe as describe_task
 from ..pipelines.model_store import ModelStore
@@ -75,15 +76,26 @@ def augmented(
 
 
 def counts_of(found: Description, task: TaskConfig) -> Table:
-    """Return photos by class and part; of people only how many, and how many have two photos or more."""
-    table = Table("" if task.output == "embedding" else "class", *found.counts, box=None)
+    """Return photos by class and part; of people only how many, and how many have two photos or more.
+
+    Of boxes the faces.
+    """
+    table = Table("class" if task.output == "label" else "", *found.counts, box=None)
     if task.output == "embedding":
         for name, fewest in (("people", 1), ("with two photos", 2)):
             numbers = [sum(n >= fewest for n in counts.values()) for counts in found.counts.values()]
             table.add_row(name, *map(str, numbers))
+    if found.faces is not None:
+        for name, of_parts in (
+            ("faces", found.faces.n_faces),
+            ("ignored boxes", found.faces.n_ignored),
+            ("photos without a face", found.faces.n_faceless),
+        ):
+            table.add_row(name, *map(str, of_parts.values()))
     for name in task.classes if task.output == "label" else ():
         table.add_row(name, *(str(counts[name]) for counts in found.counts.values()))
-    table.add_row("all", *(str(sum(counts.values())) for counts in found.counts.values()), style="bold")
+    everything = "all" if found.faces is None else "photos"
+    table.add_row(everything, *(str(sum(counts.values())) for counts in found.counts.values()), style="bold")
     return table
 
 
@@ -92,7 +104,11 @@ def lines_of(found: Description) -> list[str]:
     smallest, median, largest = found.sides_px
     lines = [
         f"shorter side: {smallest} to {largest} px, half of them under {median} px",
-        f"imbalance: the largest class has {found.imbalance:.1f} times the photos of the smallest",
+        *(
+            [f"imbalance: the largest class has {found.imbalance:.1f} times the photos of the smallest"]
+            if found.faces is None
+            else lines_of_faces(found.faces)
+        ),
         f"groups: {found.n_groups}; duplicates inside a part: {found.n_duplicates}",
         f"leaks between parts: {len(found.leaks)}",
     ]
@@ -102,4 +118,14 @@ def lines_of(found: Description) -> list[str]:
         lines.append(f"  and {len(found.leaks) - SHOWN} more")
     lines += [f"not read: {sentence}" for sentence in found.unreadable[:SHOWN]]
     lines += [f"no class: the folder {folder}" for folder in found.unknown[:SHOWN]]
-    return [*lines, f"depth: {found.advice}"]
+    return [*lines, f"{'depth' if found.faces is None else 'quantity'}: {found.advice}"]
+
+
+def lines_of_faces(faces: FaceCounts) -> list[str]:
+    """Return how large the boxed faces are, and which of them no detector can learn, a line each."""
+    smallest, median, largest = faces.sides_px
+    return [
+        f"faces: {smallest} to {largest} px, half of them under {median} px",
+        f"faces too small to be looked for, under {SMALLEST_PX} px: {faces.n_small}; "
+        f"too wide or too high for a window of the usual shape: {faces.n_odd}",
+    ]

@@ -58,10 +58,12 @@ class Loader:
         """Return what the data at `paths` teach: `label` or `embedding`.
 
         Raises:
-            ConfigError: neither a folder nor a task file, or some teach the one and some the other.
+            ConfigError: neither a folder nor a task file, some teach the one and some the other, or boxes.
         """
         outputs = ["label" if path.is_dir() else read_task(path).output for path in paths]
         for output, path in zip(outputs, paths, strict=True):
+            if output == "box":
+                raise ConfigError(f"{path} teaches to box faces; `visaged train-detector {path}` learns that")
             if output != outputs[0]:
                 raise ConfigError(
                     f"{paths[0]} teaches a network {_GIVES[outputs[0]]}, and {path} {_GIVES[output]}; "

@@ -117,6 +117,10 @@ class _Enlarged:
 
 
 def _of_task(task: TaskConfig, part: Part, models: ModelStore) -> LabelledFaces:
+    if task.output == "box":
+        raise ConfigError(
+            f"task {task.name} is about boxes, not emotions; `visaged train-detector` measures it"
+        )
     strange = sorted(set(task.classes) - set(EMOTIONS))
     if strange:
         raise ConfigError(f"task {task.name}: {strange[0]!r} is no emotion; known are {', '.join(EMOTIONS)}")

@@ -3,6 +3,7 @@
     FOLDER/CLASS/photo.jpg            each photo its own group
     FOLDER/CLASS/GROUP/photo.jpg      photos of one person, track or session in a folder
     FOLDER/PERSON/photo.jpg           for an embedding: the classes are the people, each a group
+    photos.xml                        for boxes: dlib's XML, which names photos beside it or in folders there
 
 Read before anything is trained: `describe` says what the data are worth.
 """
@@ -22,10 +23,12 @@ from msgspec import Meta, Struct
 from ...kernels.looks import NEAR_BITS, difference_hash
 from ..errors import ConfigError, PhotoError, SourceError
 from ..photo import photos_below, read_photo
+from .boxed_photos import FaceBoxes, FaceCounts, advice_on_boxes, check_boxes, count_faces, read_boxes
 
 U64 = npt.NDArray[np.uint64]
 
 CHUNK = 512  # hashes compared at a time
+FACE = "face"  # the one class of photos with boxes
 
 
 class TaskConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -35,27 +38,36 @@ class TaskConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Short name."""
     input: Literal["frame", "face", "box"] = "face"
     """What a network gets: a `frame` and who is in it, the crop of a `face`, or a `box` in a frame."""
-    output: Literal["label", "embedding"] = "label"
-    """What it gives: a `label` of a class, or an `embedding` that tells people apart."""
+    output: Literal["label", "embedding", "box"] = "label"
+    """What it gives: a `label` of a class, an `embedding` that tells people apart, or a `box` around each
+    face of a frame."""
     classes: tuple[str, ...] = ()
     """Names of the classes, two at least, which are the names of their folders. Left out for an embedding:
-    every folder is a person."""
+    every folder is a person. Left out for boxes."""
     folders: dict[Literal["train", "tune", "test"], Path]
-    """Folder of each part; relative ones start at the task file. One part is enough: it is split by group."""
+    """Folder of each part, for boxes its XML file; relative ones start at the task file. One part is enough:
+    it is split by group."""
 
     def __post_init__(self) -> None:
-        if len(self.classes) < 2 and (self.classes or self.output == "label"):
+        if self.output == "box":
+            if self.input != "frame" or self.classes:
+                raise ValueError('boxes are of faces in frames; say input = "frame", and leave classes out')
+        elif len(self.classes) < 2 and (self.classes or self.output == "label"):
             raise ValueError(f"classes must name two at least, not {len(self.classes)}")
 
 
 @dataclass(frozen=True, slots=True)
 class Photo:
-    """One photo of a task: where it lies, in which part, of which class and group."""
+    """One photo of a task: where it lies, in which part, of which class and group.
+
+    `boxes` are those of its faces, where the task is about boxes.
+    """
 
     path: Path
     part: str
     label: str
     group: str
+    boxes: FaceBoxes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +85,8 @@ class Description(Struct, frozen=True, kw_only=True):
     `counts` is photos by part and class. `sides_px` is smallest, median and largest shorter side. `imbalance`
     is the largest class over the smallest, of what is learned from. `n_duplicates` are photos that occur
     again in their own part, byte by byte of their pixels. `leaks` are pairs across parts. `unreadable` names
-    files that are no pictures; `unknown` folders that are no class.
+    files that are no pictures, or on which boxes cannot be; `unknown` folders that are no class. `faces` is
+    what is boxed, where the task is about boxes.
     """
 
     counts: dict[str, dict[str, int]]
@@ -84,6 +97,7 @@ class Description(Struct, frozen=True, kw_only=True):
     leaks: tuple[Leak, ...]
     unreadable: tuple[str, ...]
     unknown: tuple[str, ...]
+    faces: FaceCounts | None
     advice: str
 
 
@@ -101,10 +115,14 @@ def read_task(path: Path) -> TaskConfig:
         raise ConfigError(f"{path} is no task: {error}; docs/learning.md shows one") from error
     folders = {part: path.parent / folder.expanduser() for part, folder in task.folders.items()}
     for part, folder in folders.items():
-        if not folder.is_dir():
+        if task.output == "box" and not folder.is_file():
+            raise ConfigError(f"{path}: the XML file of {part}, {folder}, is not there")
+        if task.output != "box" and not folder.is_dir():
             raise ConfigError(f"{path}: the folder of {part}, {folder}, is not there")
     if not folders:
         raise ConfigError(f"{path}: [folders] names none; say at least train = FOLDER")
+    if task.output == "box":
+        return msgspec.structs.replace(task, folders=folders)
     people = {child.name for folder in folders.values() for child in folder.iterdir() if child.is_dir()}
     classes = task.classes or tuple(sorted(people))
     if len(classes) < 2:
@@ -119,8 +137,15 @@ def _as_path(kind: type, value: object) -> Path:
 
 
 def photos_of(task: TaskConfig) -> Iterator[Photo]:
-    """Yield every photo of every class, in the order of the paths."""
+    """Yield every photo of every class, in the order of the paths; of boxes, in that of the XML file.
+
+    Raises:
+        SourceError: an XML file of boxes is wrong.
+    """
     for part, folder in task.folders.items():
+        for path, boxes in read_boxes(folder).items() if task.output == "box" else ():
+            inside = path.relative_to(folder.parent).parts
+            yield Photo(path, part, FACE, inside[0] if len(inside) > 1 else path.stem, boxes)
         for label in task.classes:
             for path in photos_below(folder / label):
                 inside = path.relative_to(folder / label).parts
@@ -132,7 +157,7 @@ def describe(task: TaskConfig, on_photo: Callable[[], None] = lambda: None) -> D
     """Return what the data of `task` are; every photo is opened, and `on_photo` called for each.
 
     Raises:
-        SourceError: no photo can be read.
+        SourceError: no photo can be read, or an XML file of boxes is wrong.
     """
     photos: list[Photo] = []
     digests: list[str] = []
@@ -143,6 +168,8 @@ def describe(task: TaskConfig, on_photo: Callable[[], None] = lambda: None) -> D
         on_photo()
         try:
             rgb = read_photo(photo.path)
+            if photo.boxes is not None:
+                check_boxes(photo.path, photo.boxes, rgb.shape)
         except PhotoError as error:
             unreadable.append(str(error))
             continue
@@ -154,7 +181,8 @@ def describe(task: TaskConfig, on_photo: Callable[[], None] = lambda: None) -> D
         raise SourceError(
             f"the task {task.name} has no photo in {', '.join(map(str, task.folders.values()))}"
         )
-    counts: dict[str, dict[str, int]] = {part: dict.fromkeys(task.classes, 0) for part in task.folders}
+    classes = (FACE,) if task.output == "box" else task.classes
+    counts: dict[str, dict[str, int]] = {part: dict.fromkeys(classes, 0) for part in task.folders}
     for photo in photos:
         counts[photo.part][photo.label] += 1
     learned = counts.get("train") or next(iter(counts.values()))
@@ -162,9 +190,12 @@ def describe(task: TaskConfig, on_photo: Callable[[], None] = lambda: None) -> D
     unknown = sorted(
         str(child)
         for folder in task.folders.values()
+        if folder.is_dir()
         for child in folder.iterdir()
         if child.is_dir() and child.name not in task.classes
     )
+    boxes = [photo.boxes for photo in photos if photo.boxes is not None]
+    faces = count_faces([photo.part for photo in photos], boxes, tuple(task.folders)) if boxes else None
     return Description(
         counts=counts,
         sides_px=(min(sides), int(np.median(sides)), max(sides)),
@@ -174,8 +205,15 @@ def describe(task: TaskConfig, on_photo: Callable[[], None] = lambda: None) -> D
         leaks=tuple(leaks_of(photos, digests, np.array(hashes, np.uint64))),
         unreadable=tuple(unreadable),
         unknown=tuple(unknown),
-        advice=advice(learned) if task.output == "label" else advice_on_people(learned),
+        faces=faces,
+        advice=_advice(task, learned, faces),
     )
+
+
+def _advice(task: TaskConfig, learned: dict[str, int], faces: FaceCounts | None) -> str:
+    if faces is not None:
+        return advice_on_boxes(faces.n_faces.get("train") or next(iter(faces.n_faces.values())))
+    return advice(learned) if task.output == "label" else advice_on_people(learned)
 
 
 def leaks_of(photos: list[Photo], digests: list[str], hashes: U64) -> Iterator[Leak]:

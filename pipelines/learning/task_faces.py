@@ -5,6 +5,7 @@ Shape letters: N faces, C channels, S side of a chip, K classes.
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -153,9 +154,7 @@ def parted(task: TaskConfig) -> list[Photo]:
     known: dict[str, Photo] = {}
     out: list[Photo] = []
     for photo, part in zip(photos, chosen, strict=True):
-        placed = Photo(
-            photo.path, str(part) if photo.part == source else photo.part, photo.label, photo.group
-        )
+        placed = replace(photo, part=str(part)) if photo.part == source else photo
         out.append(placed)
         if photo.group == photo.path.stem:
             continue  # a group of its own: other folders may well have a file of that name

@@ -107,7 +107,7 @@ def test_few_photos_support_little_depth(counts: dict[str, int], word: str) -> N
         ('name = "x"\nclasses = ["a"]\n[folders]\n', "two at least, not 1"),
         ('name = "x"\n[folders]\n', "two at least, not 0"),
         ('name = "x"\noutput = "embedding"\n[folders]\ntrain = "."\n', "hold 0 people"),
-        ('output = "box"\n' + TASK, "output"),
+        ('output = "box"\n' + TASK, "boxes are of faces in frames"),
         ('name = "x"\nclasses = ["a", "b"]\n[folders]\n', "names none"),
         ('name = "x"\nclasses = ["a", "b"]\n[folders]\ntrain = "gone"\n', "is not there"),
         ('input = "smell"\n' + TASK, "input"),
