@@ -7,7 +7,7 @@ Each stage owns its struct; this module only assembles them. Processes that need
 from pathlib import Path
 
 from ..pipelines.assembly import StageConfigs
-from ..pipelines.detector import DetectorConfig
+from ..pipelines.detector import DetectorConfig, site_detector
 from ..pipelines.engines.engine import EngineConfig
 from ..pipelines.ensemble import EnsembleConfig, check_members
 from ..pipelines.errors import ConfigError
@@ -60,7 +60,8 @@ def load_config(path: Path | None) -> Config:
     """Return the configuration in `path`; None gives the defaults, without a camera.
 
     Raises:
-        ConfigError: unreadable, an unknown key, a value out of range, two cameras of one name.
+        ConfigError: unreadable, an unknown key, a value out of range, two cameras of one name, a detector's
+            file that is none.
     """
     if path is None:
         return Config()
@@ -69,6 +70,7 @@ def load_config(path: Path | None) -> Config:
     try:
         check_remote(config.remote)
         check_members(config.ensemble)
+        site_detector(config.detector)
         _check_automatic(config)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
 import numpy as np
@@ -9,7 +10,8 @@ import numpy.typing as npt
 from msgspec import Meta, Struct
 
 from ..kernels.boxes import iou
-from .dlib_faces import HOG_FACE_PX, HogDetector, LandmarkPredictor
+from .dlib_faces import HOG_FACE_PX, HogDetector, LandmarkPredictor, SiteDetector
+from .errors import ConfigError, ModelError
 from .frame import Detection
 from .model_store import PREDICTOR, ModelStore
 
@@ -28,9 +30,12 @@ PHOTO_FACE_PX = 60  # the smallest face looked for in a photo of somebody
 class DetectorConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How faces are found."""
 
-    kind: Literal["hog", "mmod"] = "hog"
+    kind: Literal["hog", "mmod", "site"] = "hog"
     """`hog`: dlib's histogram detector, frontal faces, cheap. `mmod`: dlib's CNN, also turned faces, about
-    6 times the work of `hog`."""
+    6 times the work of `hog`. `site`: the detector in the file `site`, alone."""
+    site: Path | None = None
+    """A detector of the site's own, as `visaged train-detector` writes it, for views in which dlib's finds
+    nobody; with kind `hog` it looks beside dlib's. Default: none."""
     min_face_px: Annotated[int, Meta(ge=20, le=1000)] = 80
     """px of the frame: side of the smallest face to find. Half the size costs four times the work."""
     threshold: Annotated[float, Meta(ge=-1, le=5)] = 0.0
@@ -41,6 +46,12 @@ class DetectorConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Known faces that are re-detected per frame around where they should be, in turn."""
     near_threshold: Annotated[float, Meta(ge=-1, le=5)] = -0.3
     """Score from which a re-detected face counts; lower than `threshold`, for a face is expected there."""
+
+    def __post_init__(self) -> None:
+        if self.kind == "site" and self.site is None:
+            raise ValueError('kind = "site" needs site = FILE, which `visaged train-detector` writes')
+        if self.kind == "mmod" and self.site is not None:
+            raise ValueError('site looks beside kind = "hog" or alone (kind = "site"), not beside "mmod"')
 
 
 class Detector(Protocol):
@@ -58,7 +69,7 @@ class Detector(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class DlibDetector:
-    """HOG or MMOD for whole frames, HOG around expected faces, 5 landmarks on each.
+    """HOG, the site's own or MMOD for whole frames, HOG around expected faces, 5 landmarks on each.
 
     Around an expected face HOG is used with either kind: on so small a piece it is faster than MMOD.
     """
@@ -159,6 +170,7 @@ def build_detector(
 
     Raises:
         ModelError: a weights file is missing or corrupt.
+        ConfigError: the site's detector is.
     """
     predictor = LandmarkPredictor(store.weights_file(PREDICTOR))
     mmod = None
@@ -167,4 +179,19 @@ def build_detector(
         from .mmod_detector import MmodDetector
 
         mmod = load_mmod() if load_mmod else MmodDetector(OrtEngine(store.ensure("mmod")))
-    return DlibDetector(config, HogDetector(), predictor, mmod)
+    hog = HogDetector(site_detector(config), is_frontal=config.kind != "site")
+    return DlibDetector(config, hog, predictor, mmod)
+
+
+def site_detector(config: DetectorConfig) -> SiteDetector | None:
+    """Return the detector of the site's own; None: none is configured.
+
+    Raises:
+        ConfigError: its file is missing or corrupt.
+    """
+    if config.site is None:
+        return None
+    try:
+        return SiteDetector(config.site)
+    except ModelError as error:
+        raise ConfigError(f"[detector] site: {error}") from error

@@ -65,6 +65,7 @@ def _examine(given: Path | None) -> Iterator[Finding]:
         "clock": lambda: doctor_machine.clock(config.paths.state),
         "backend": lambda: doctor_machine.backend(config.engine),
         "networks": lambda: doctor_state.models(config, store),
+        "detector": lambda: doctor_state.detector(config),
         "plans": lambda: doctor_state.plans(config, store),
         "keys": lambda: doctor_state.secrets(config, in_use=is_running),
         "releases": lambda: doctor_state.releases(config),

@@ -11,6 +11,8 @@ from ..daemon.channels import is_listening, socket_file
 from ..daemon.config import Config
 from ..daemon.control import ControlClient, Status
 from ..daemon.outline import Outline
+from ..pipelines.detector import site_detector
+from ..pipelines.dlib_faces import HOG_FACE_PX
 from ..pipelines.engines.engine_loader import EngineLoader
 from ..pipelines.engines.plan_store import PlanStore
 from ..pipelines.errors import ReleaseError, StoreError, VisagedError
@@ -42,6 +44,14 @@ def models(config: Config, store: ModelStore) -> Iterator[Finding]:
             yield warn(f"network {name}", "damaged, or of another version", "the next start imports it again")
         else:
             yield warn(f"network {name}", "not imported yet", "`visaged models import`, or the first start")
+
+
+def detector(config: Config) -> Iterator[Finding]:
+    """Look at the detector of the site's own, where there is one: can it be read, and what does it find."""
+    site = site_detector(config.detector)
+    if site is not None:
+        width, height = (round(side * config.detector.min_face_px / HOG_FACE_PX) for side in site.window)
+        yield ok("detector", f"{config.detector.site} finds faces from {width}x{height} px on")
 
 
 def plans(config: Config, store: ModelStore) -> Iterator[Finding]:

@@ -90,6 +90,10 @@ def test_the_outline_reads_the_same_file_and_leaves_the_rest(tmp_path: Path) -> 
         ('instance = "a"\ninstance = "b"\n', r"not valid TOML: .*line 2"),
         ("[ensemble\n", r"not valid TOML: .*line 1"),
         ('[ensemble]\nmembers = ["face-resnet", "emo"]\n', r"members: no network is called 'emo'; allowed"),
+        ('[detector]\nkind = "site"\n', r"detector: kind = \"site\" needs site = FILE"),
+        ('[detector]\nkind = "mmod"\nsite = "a.svm"\n', r"detector: site looks beside"),
+        ('[detector]\nsite = "gone.svm"\n', r"\[detector\] site: .*gone\.svm is no file .*train-detector"),
+        ('[detector]\nsite = "/dev/zero"\n', r"\[detector\] site: /dev/zero is no file"),
         ("camera = 3\n", r"camera \(it is 3\): expected array"),
     ],
 )  # fmt: skip

@@ -57,13 +57,13 @@ def test_a_lower_threshold_finds_more_and_a_higher_one_less(hog: HogDetector, as
 
 
 def test_every_thread_has_its_own_detector(hog: HogDetector) -> None:
-    seen: list[Any] = [hog._detector()]  # kept alive, so that two cannot share an address
+    seen: list[Any] = [hog._detectors()[0]]  # kept alive, so that two cannot share an address
 
-    thread = threading.Thread(target=lambda: seen.append(hog._detector()))
+    thread = threading.Thread(target=lambda: seen.append(hog._detectors()[0]))
     thread.start()
     thread.join()
 
-    assert seen[0] is hog._detector()
+    assert seen[0] is hog._detectors()[0]
     assert seen[0] is not seen[1]
 
 

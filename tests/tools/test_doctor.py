@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import dlib
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -22,6 +23,8 @@ from visaged.daemon.control import Control, Status
 from visaged.daemon.outline import Outline, PathsConfig
 from visaged.daemon.remote import RemoteConfig
 from visaged.pipelines import model_store
+from visaged.pipelines.detector import DetectorConfig
+from visaged.pipelines.dlib_faces import with_digest
 from visaged.pipelines.engines.engine import EngineConfig
 from visaged.pipelines.engines.plan_store import PlanStore
 from visaged.pipelines.ensemble import EnsembleConfig
@@ -72,6 +75,23 @@ def write_config(folder: Path, paths: PathsConfig, cache: Path, source: str = "s
         f'[[camera]]\nname = "door"\nsource = "{source}"\n'
     )
     return file
+
+
+def test_a_site_s_detector_is_looked_at(paths: PathsConfig, tmp_path: Path) -> None:
+    file = tmp_path / "site.svm"
+    dlib.get_frontal_face_detector().save(str(file))
+    file.write_bytes(with_digest(file.read_bytes()))
+    sound = Config(detector=DetectorConfig(site=file, min_face_px=60))
+    write_config(tmp_path, paths, paths.cache)
+    with (tmp_path / "v.toml").open("a") as config:
+        config.write(f'[detector]\nsite = "{file}"\n')
+
+    assert list(doctor_state.detector(Config())) == []
+    assert [found.what for found in doctor_state.detector(sound)] == [f"{file} finds faces from 60x60 px on"]
+    file.write_bytes(b"no detector")
+    code, said = run(tmp_path / "v.toml")
+    assert code == 1
+    assert "fail configuration" in said and "site.svm is no face detector" in said
 
 
 def test_a_sound_installation_has_no_failure(paths: PathsConfig, store: ModelStore, tmp_path: Path) -> None:
