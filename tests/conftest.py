@@ -15,11 +15,15 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from hypothesis import settings
+from typer.testing import CliRunner
 from visaged.daemon.outline import default_cache
 from visaged.pipelines.archives import fetch
 from visaged.pipelines.loop.sighting import SIDE_PX, Sighting
 from visaged.pipelines.message import EMOTIONS, Identity
 from visaged.pipelines.model_store import ModelStore
+from visaged.tools.cli import build_app
+
+from tests.turned_astronaut import write_task
 
 U8 = npt.NDArray[np.uint8]
 
@@ -137,3 +141,13 @@ def sighting(seq: int = 10, *, track: int = 3, seed: int = 0, **changes: Any) ->
 def make_sighting() -> Callable[..., Sighting]:
     """Return the function that makes sightings."""
     return sighting
+
+
+@pytest.fixture(scope="session")
+def site_detector(tmp_path_factory: pytest.TempPathFactory, astronaut: U8) -> Path:
+    """A detector that `visaged train-detector` has made of the astronaut upside down."""
+    folder = tmp_path_factory.mktemp("site")
+    task, out = write_task(folder, astronaut), folder / "out" / "site.svm"
+    words = ["train-detector", str(task), "--out", str(out), "--c", "1e-6", "--c", "4", "--epsilon", "0.1"]
+    CliRunner().invoke(build_app("train-detector"), words, catch_exceptions=False)
+    return out

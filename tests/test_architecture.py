@@ -10,7 +10,7 @@ LAYERS = ["kernels", "pipelines", "daemon", "tools"]  # each may import those be
 DOORS = {  # a heavy dependency and the only modules that may import it
     "av": {"daemon/cameras/video.py"},
     "cryptography": {"pipelines/privacy/seal.py"},
-    "dlib": {"pipelines/dlib_faces.py", "tools/baseline.py"},
+    "dlib": {"pipelines/dlib_faces.py", "pipelines/learning/hog_trainer.py", "tools/baseline.py"},
     "_dlib_pybind11": {"pipelines/dlib_faces.py"},
     "h5py": {"pipelines/importers/keras_h5.py"},
     "onnx": {

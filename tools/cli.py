@@ -83,6 +83,9 @@ COMMANDS = (
     Command("data", SET_UP, "data", "app", "Say what the data of a task are worth."),
     Command("train", SET_UP, "train", "train", "Train a network as a recipe says."),
     Command(
+        "train-detector", SET_UP, "train_detector", "train_detector", "Train a face detector of your own."
+    ),
+    Command(
         "train-generator", SET_UP, "train_generator", "train_generator", "Train a network that draws faces."
     ),
     Command("train-emotion", SET_UP, "train_emotion", "train_emotion", "Train the small emotion head."),

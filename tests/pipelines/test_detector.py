@@ -1,16 +1,20 @@
 """Faces in the public-domain photo: found, found again, and not found where there are none."""
 
 import threading
+from pathlib import Path
 
 import cv2
+import dlib
 import numpy as np
 import numpy.typing as npt
 import pytest
 from visaged.kernels.boxes import iou
 from visaged.pipelines.detector import Detector, DetectorConfig, build_detector
-from visaged.pipelines.dlib_faces import LandmarkPredictor
+from visaged.pipelines.dlib_faces import HogDetector, LandmarkPredictor, SiteDetector, with_digest
 from visaged.pipelines.errors import ModelError
 from visaged.pipelines.model_store import ModelStore
+
+from tests.turned_astronaut import FACE, turned
 
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
@@ -121,6 +125,72 @@ def test_two_threads_may_share_a_detector(detector: Detector, astronaut: U8) -> 
         thread.join()
 
     assert wrong == []
+
+
+@pytest.fixture(scope="module")
+def frontal_again(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """dlib's frontal detector as a file: what finds the same faces again."""
+    path = tmp_path_factory.mktemp("site") / "frontal.svm"
+    dlib.get_frontal_face_detector().save(str(path))
+    path.write_bytes(with_digest(path.read_bytes()))
+    return path
+
+
+def test_a_site_s_detector_finds_what_dlib_s_does_not_and_that_is_still_found(
+    store: ModelStore, detector: Detector, site_detector: Path, astronaut: U8
+) -> None:
+    both = build_detector(DetectorConfig(site=site_detector), store)
+    alone = build_detector(DetectorConfig(kind="site", site=site_detector), store)
+    upside_down = turned(astronaut)
+
+    assert detector.detect(upside_down) == []
+    for one in (both, alone):
+        found = one.detect(upside_down)[0]
+        assert iou(found.box[None], FACE[None]) > 0.6
+        assert one.detect_near(upside_down, FACE[None])[0] is not None
+    assert [face.box.tolist() for face in both.detect(astronaut)] == [
+        face.box.tolist() for face in detector.detect(astronaut)
+    ]
+    assert alone.detect(astronaut) == []
+
+
+def test_a_face_that_both_find_is_one_face(
+    store: ModelStore, detector: Detector, frontal_again: Path, astronaut: U8
+) -> None:
+    config = DetectorConfig(site=frontal_again, threshold=-0.5)
+    one = build_detector(DetectorConfig(threshold=-0.5), store).detect(astronaut)
+
+    twice = build_detector(config, store).detect(astronaut)
+
+    assert [face.box.tolist() for face in twice] == [face.box.tolist() for face in one]
+
+
+def test_every_thread_runs_its_own_copy_of_the_site_s_detector(frontal_again: Path) -> None:
+    hog = HogDetector(SiteDetector(frontal_again), is_frontal=False)
+    seen = [hog._detectors()[0]]
+
+    thread = threading.Thread(target=lambda: seen.append(hog._detectors()[0]))
+    thread.start()
+    thread.join()
+
+    assert seen[0] is not seen[1]
+
+
+@pytest.mark.parametrize("at", [9, 400, -1])  # a cell of 0 px; a weight; the digest
+def test_a_site_s_detector_that_is_damaged_is_named(tmp_path: Path, frontal_again: Path, at: int) -> None:
+    content = bytearray(frontal_again.read_bytes())
+    content[at] ^= 8
+    (tmp_path / "site.svm").write_bytes(content)
+
+    with pytest.raises(ModelError, match=r"site\.svm is no face detector of visaged, or damaged; make one"):
+        SiteDetector(tmp_path / "site.svm")
+
+
+def test_what_dlib_cannot_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "site.svm").write_bytes(with_digest(b"no detector"))
+
+    with pytest.raises(ModelError, match=r"site\.svm is no face detector that dlib can read"):
+        SiteDetector(tmp_path / "site.svm")
 
 
 def test_a_corrupt_predictor_is_named(tmp_path_factory: pytest.TempPathFactory) -> None:
