@@ -37,6 +37,7 @@ F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
 
 COSTS = (1.0, 4.0, 16.0)  # dlib's example takes 5
+MAX_COST = 1e6
 FIRST_GAP = 10.0  # about, where training begins
 SHOWN = 12  # photos on the sheet
 TILE_PX = 400
@@ -119,14 +120,15 @@ def train_detector(
     costs = sorted(set(c or COSTS))
     if wanted.output != "box":
         raise ConfigError(f'{task} has output = "{wanted.output}"; a detector learns from one of "box"')
-    if out.suffix in (".png", ".json") or costs[0] <= 0:
-        raise ConfigError(
-            "--out must not end in .png or .json, which are written beside it, and --c be above 0"
+    if out.suffix in (".png", ".json") or not all(0 < cost <= MAX_COST for cost in costs):
+        raise typer.BadParameter(
+            f"--out must not end in .png or .json, which are written beside it, and --c be 0 to {MAX_COST:g}"
         )
     with counted(console, is_transient=True) as progress:
         bar = progress.add_task("photos", total=sum(1 for _ in photos_of(wanted)))
         parts = boxed_parts(wanted, lambda: progress.advance(bar))
     check_parts(parts, wanted.name, is_chosen=len(costs) > 1)
+    check_out(out)
     smallest = min_face_px or smallest_face(parts.boxes(TRAIN))
     settings = HogSettings(epsilon, mirror, threads)
     with HogTrainer(settings) as trainer:
@@ -173,6 +175,22 @@ def check_parts(parts: BoxedParts, name: str, *, is_chosen: bool) -> None:
     ):
         if (part == TEST or is_chosen) and not any(len(boxes.faces) for boxes in parts.boxes(part)):
             raise SourceError(f"the task {name} has no boxed face {purpose} in its part {part}; {way_out}")
+
+
+def check_out(out: Path) -> None:
+    """Make the folder of `out`, and see to it before hours of work that a file can be written there.
+
+    Raises:
+        SourceError: it cannot.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise SourceError(f"cannot write {out} ({error.strerror}); choose another folder") from error
+    if out.is_dir():
+        raise SourceError(f"{out} is a folder; name a file in it, as {out / 'site.svm'}")
 
 
 def loaded(detector: bytes) -> SiteDetector:
@@ -234,7 +252,6 @@ def write(out: Path, detector: bytes, card: dict[str, object], picture: U8) -> N
         SourceError: the folder cannot be written to.
     """
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
         write_png(picture, out.with_suffix(".png"))
         write_atomically(out.with_suffix(".json"), msgspec.json.format(msgspec.json.encode(card)))
         write_atomically(out, detector)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import dlib
 import msgspec
 import numpy as np
 from hypothesis import given
@@ -16,6 +17,7 @@ from visaged.daemon.control import EnrolTrack, Flag, Promote, decode_order
 from visaged.daemon.curve import ClientKey, new_pair
 from visaged.daemon.ring import Descriptor, decode_descriptor, encode_descriptor
 from visaged.pipelines.archives import fetch
+from visaged.pipelines.dlib_faces import SiteDetector, with_digest
 from visaged.pipelines.engines.precision import parse_onnx
 from visaged.pipelines.fuser import CascadeHead
 from visaged.pipelines.importers import emotion_head
@@ -23,6 +25,7 @@ from visaged.pipelines.importers.dlib_dat import read_mmod
 from visaged.pipelines.importers.dlib_onnx import mmod_onnx
 from visaged.pipelines.importers.halved import widen_weights
 from visaged.pipelines.importers.keras_h5 import mini_xception_onnx, read_mini_xception
+from visaged.pipelines.learning.boxed_photos import read_boxes
 from visaged.pipelines.message import CameraEnded, Face, decode, encode
 from visaged.pipelines.model_store import ModelStore
 from visaged.pipelines.photo import read_photo
@@ -48,6 +51,14 @@ members = ["face-resnet", "emotion-xception"]
 name = "door"
 source = "rtsp://user:secret@host/stream"
 fps = 12.5
+"""
+XML = b"""<?xml version='1.0' encoding='ISO-8859-1'?>
+<dataset><name>door</name><images>
+  <image file='a.png' width='64' height='48'>
+    <box top='9' left='19' width='8' height='8'/><box top='1' left='2' width='3' height='4' ignore='1'/>
+  </image>
+  <image file='day/b.png'/>
+</images></dataset>
 """
 
 
@@ -190,6 +201,18 @@ def test_photos(tmp_path: Path) -> None:
     ]
 
     check(through_file(tmp_path / "photo", read_photo), encoded, 200)
+
+
+def test_boxes_of_faces(tmp_path: Path) -> None:
+    check(through_file(tmp_path / "boxes.xml", read_boxes), [XML], 300)
+
+
+def test_detectors_of_a_site(tmp_path: Path) -> None:
+    file = tmp_path / "site.svm"
+    dlib.get_frontal_face_detector().save(str(file))
+    whole = with_digest(file.read_bytes())
+
+    check(through_file(file, SiteDetector), [whole], 60)
 
 
 def test_the_network_file_of_dlib(store: ModelStore, tmp_path: Path) -> None:

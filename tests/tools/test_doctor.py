@@ -23,7 +23,6 @@ from visaged.daemon.control import Control, Status
 from visaged.daemon.outline import Outline, PathsConfig
 from visaged.daemon.remote import RemoteConfig
 from visaged.pipelines import model_store
-from visaged.pipelines.detector import DetectorConfig
 from visaged.pipelines.dlib_faces import with_digest
 from visaged.pipelines.engines.engine import EngineConfig
 from visaged.pipelines.engines.plan_store import PlanStore
@@ -81,17 +80,16 @@ def test_a_site_s_detector_is_looked_at(paths: PathsConfig, tmp_path: Path) -> N
     file = tmp_path / "site.svm"
     dlib.get_frontal_face_detector().save(str(file))
     file.write_bytes(with_digest(file.read_bytes()))
-    sound = Config(detector=DetectorConfig(site=file, min_face_px=60))
-    write_config(tmp_path, paths, paths.cache)
-    with (tmp_path / "v.toml").open("a") as config:
-        config.write(f'[detector]\nsite = "{file}"\n')
+    config = write_config(tmp_path, paths, paths.cache)
+    with config.open("a") as more:
+        more.write(f'[detector]\nsite = "{file}"\nmin_face_px = 60\n')
 
-    assert list(doctor_state.detector(Config())) == []
-    assert [found.what for found in doctor_state.detector(sound)] == [f"{file} finds faces from 60x60 px on"]
+    assert f"ok   detector: {file} finds faces from 60x60 px on" in run(config)[1]
     file.write_bytes(b"no detector")
-    code, said = run(tmp_path / "v.toml")
+    code, said = run(config)
     assert code == 1
     assert "fail configuration" in said and "site.svm is no face detector" in said
+    assert list(doctor_state.detector(Config())) == []
 
 
 def test_a_sound_installation_has_no_failure(paths: PathsConfig, store: ModelStore, tmp_path: Path) -> None:

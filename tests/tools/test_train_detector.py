@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pytest
 from typer.testing import CliRunner
 from visaged.daemon.config import load_config
+from visaged.pipelines.dlib_faces import HogDetector, SiteDetector
 from visaged.pipelines.errors import ConfigError, SourceError, VisagedError
 from visaged.pipelines.learning.boxed_photos import FaceBoxes
 from visaged.pipelines.learning.hog_trainer import HogSettings, HogTrainer, scaled
@@ -87,6 +88,21 @@ def test_the_same_photos_give_the_same_detector_with_any_number_of_threads(astro
     assert steps[0][0] == 1 and steps[-1][1] < 0.5
 
 
+def test_mirror_images_are_learned_from_when_asked_for(astronaut: U8, tmp_path: Path) -> None:
+    photo, (left, top, width, height) = view(astronaut, 50, 50, 1.0)
+    boxes = FaceBoxes(np.array([[left, top, left + width, top + height]], np.float32), NO_BOX)
+    grey = cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY).astype(np.uint8)
+    scores = {}
+    for mirror in (False, True):
+        with HogTrainer(HogSettings(epsilon=0.1, mirror=mirror, threads=1)) as trainer:
+            trainer.add("one", grey, boxes)
+            (tmp_path / "site.svm").write_bytes(trainer.fit(4.0))
+        hog = HogDetector(SiteDetector(tmp_path / "site.svm"), is_frontal=False)
+        scores[mirror] = float(hog.boxes(np.ascontiguousarray(photo[:, ::-1]), 1.0, -1.0)[1][0])
+
+    assert scores[True] > scores[False] + 0.2
+
+
 def test_what_dlib_refuses_is_one_sentence(astronaut: U8) -> None:
     wide = FaceBoxes(np.array([[0, 0, 80, 80], [0, 100, 200, 120]], np.float32), NO_BOX)
 
@@ -152,9 +168,18 @@ def test_photos_that_cannot_be_learned_from_are_one_sentence(
     assert not (task.parent / "out").exists()
 
 
+def test_where_it_goes_is_looked_at_before_the_work(task: Path) -> None:
+    (task.parent / "file").write_text("")
+
+    with pytest.raises(SourceError, match="choose another folder"):
+        run(task, "--out", str(task.parent / "file" / "site.svm"))
+    with pytest.raises(SourceError, match="is a folder; name a file in it"):
+        run(task, "--out", str(task.parent))
+
+
 def test_another_task_is_refused(task: Path) -> None:
-    with pytest.raises(ConfigError, match="must not end in"):
-        run(task, "--out", "a.png")
+    for words in (("--out", "a.png"), ("--c", "nan"), ("--c", "0")):
+        assert "must not end in" in run(task, *words)
     task.write_text('name = "x"\nclasses = ["a", "b"]\n[folders]\ntrain = "."\n')
 
     with pytest.raises(ConfigError, match=r'one of "box"'):
