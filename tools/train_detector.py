@@ -22,6 +22,7 @@ from rich.table import Table
 from ..pipelines.cache_files import write_atomically
 from ..pipelines.dlib_faces import HOG_FACE_PX, HogDetector, SiteDetector
 from ..pipelines.errors import ConfigError, SourceError
+from ..pipelines.learning.boxed_photos import SMALLEST_PX
 from ..pipelines.learning.contact_sheet import write_png
 from ..pipelines.learning.detection import DetectionFigures, Found, match
 from ..pipelines.learning.hog_trainer import HogSettings, HogTrainer
@@ -102,8 +103,11 @@ def train_detector(
         typer.Option(help="What a mistake costs, tried in turn; the tuning part chooses. Else 1, 4 and 16."),
     ] = None,
     min_face_px: Annotated[
-        int, typer.Option(min=0, max=1000, help="The smallest face to find; 0: nearly all that are boxed.")
-    ] = 0,
+        int | None,
+        typer.Option(
+            min=SMALLEST_PX, max=1000, help="The smallest face to find; else nearly all boxed ones."
+        ),
+    ] = None,
     mirror: Annotated[bool, typer.Option(help="Learn from mirror images, too: faces are symmetric.")] = True,
     epsilon: Annotated[float, typer.Option(min=1e-4, max=1, help="The gap at which training ends.")] = 0.01,
     threads: Annotated[int, typer.Option(min=1, max=256, help="Cores.")] = 2,
@@ -111,7 +115,8 @@ def train_detector(
     """Train a face detector on photos with boxed faces, and measure it beside dlib's on photos never seen.
 
     For views in which dlib's frontal detector fails: from above, masked, in infrared. A detector has one
-    window: box faces of one view, and all in the same way. FILE is for [detector] site.
+    window: box faces of one view, and all in the same way. The key `site` of the daemon's table `detector`
+    takes FILE.
 
     Example:
       visaged train-detector door.toml --out door.svm
