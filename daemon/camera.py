@@ -49,6 +49,9 @@ class CameraConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     fps: Annotated[float, Meta(ge=0, le=1000)] = 0.0
     """Frames per second asked of a device or synthetic camera, or at which a paced file or folder is
     played; 0 = the source's own."""
+    rotate: Literal[0, 90, 180, 270] = 0
+    """Degrees clockwise that make its frames upright: for a camera on its side or head down. Faces are found,
+    and landmarks placed, upright only."""
     loop: bool = False
     """Start a file or folder again when it ends."""
     pace: bool | None = None
@@ -137,12 +140,20 @@ class Camera(Protocol):
 
 
 def open_camera(config: CameraConfig) -> Camera:
-    """Return the open camera that `config` describes; may block for some seconds.
+    """Return the open camera that `config` describes, its frames upright; may block for some seconds.
 
     Raises:
         SourceError: the source does not exist, does not answer, or is none we can read.
         ConfigError: the options of a synthetic camera are wrong.
     """
+    if not config.rotate:
+        return _open(config)
+    from .cameras.turned import TurnedCamera
+
+    return TurnedCamera(_open(config), config.rotate)
+
+
+def _open(config: CameraConfig) -> Camera:
     # here, not above: the kinds import this module, and each process needs the libraries of one
     match config.kind:
         case SourceKind.DEVICE:

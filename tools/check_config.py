@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import json
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -144,7 +145,7 @@ def type_words(kind: types.Type) -> str:
         case types.StrType():
             return f"text matching `{kind.pattern}`" if kind.pattern else "text"
         case types.LiteralType():
-            return " or ".join(f'`"{value}"`' for value in kind.values)
+            return " or ".join(f"`{json.dumps(value)}`" for value in kind.values)
         case types.EnumType():
             return " or ".join(f'`"{member.value}"`' for member in kind.cls)
         case types.VarTupleType() | types.ListType():

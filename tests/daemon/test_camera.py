@@ -95,6 +95,7 @@ def test_a_file_is_played_by_the_clock_when_it_is_live() -> None:
         ({"reconnect_min_s": 9, "reconnect_max_s": 3}, "is greater than"),
         ({"ring_slots": 2}, ">= 3"),
         ({"width": 1280}, "both width and height"),
+        ({"rotate": 45}, "Invalid enum value 45"),
         ({"colour": "red"}, "unknown field `colour`"),
     ],
 )
@@ -249,6 +250,20 @@ def test_the_photos_of_a_folder_come_in_order_and_bad_ones_say_why(tmp_path: Pat
     assert "b.jpg is empty" in whys[0]
     assert "40.0 megapixels, allowed are 33.2" in whys[1]
     assert "d.jpg cannot be decoded" in whys[2]
+
+
+@pytest.mark.parametrize("rotate", [90, 180, 270])
+def test_a_camera_on_its_side_or_head_down_is_turned_upright(tmp_path: Path, rotate: int) -> None:
+    upright = np.random.default_rng(rotate).integers(0, 256, (60, 80, 3)).astype(np.uint8)
+    seen = np.rot90(upright, rotate // 90)  # counterclockwise
+    assert cv2.imwrite(str(tmp_path / "a.png"), seen[..., ::-1])
+    (tmp_path / "b.png").write_bytes(b"")
+
+    photo, broken = read_all(open_camera(config_of(tmp_path, rotate=rotate)))
+
+    assert isinstance(photo, np.ndarray) and photo.flags.c_contiguous
+    np.testing.assert_array_equal(photo, upright)
+    assert isinstance(broken, Broken)
 
 
 def test_a_real_photo_of_40_megapixels_is_skipped_before_it_is_decoded(tmp_path: Path) -> None:
