@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 TICK_S = 0.1
 PATIENCE_S = 3.0  # for processes whose supervisor was killed a moment ago
 DRAIN_S = 30.0  # for infer to answer what the finished cameras left
+ENDING_S = 1.0  # for the cameras to end after infer, which has heard of the end of each
 EXIT_CONFIG = ConfigError.exit_code
 
 
@@ -51,6 +52,7 @@ class Child:
     popen: subprocess.Popen[bytes] | None = None
     start_at_s: float = 0.0  # when it is due, while `popen` is None
     may_start: bool = False  # what it waited for has been there once
+    ended_at_s: float | None = None  # when `popen` was first seen to have ended
     exit_code: int | None = None  # set for good: finished (0) or given up (78)
 
     @property
@@ -132,10 +134,18 @@ class Supervisor:
             child.popen.kill()
             child.popen.wait()
         code = child.popen.poll()
-        if code is not None:
+        if code is not None and not self._may_be_finished(child, code, now_s):
             child.popen = None
             self._metrics.process_up.labels(child.name).set(0)
             self._judge(child, code, now_s)
+
+    def _may_be_finished(self, child: Child, code: int, now_s: float) -> bool:
+        """Whether to look again soon: infer may be gone before the cameras that told it of their end."""
+        if code != 0 or child.process.row.kind != "infer" or self._all_cameras_done():
+            return False
+        if child.ended_at_s is None:
+            child.ended_at_s = now_s
+        return now_s - child.ended_at_s < ENDING_S
 
     def _judge(self, child: Child, code: int, now_s: float) -> None:
         row = child.process.row
@@ -194,6 +204,7 @@ class Supervisor:
         # A group of its own: Ctrl-C on the terminal reaches only the supervisor, which stops in order. Not a
         # session: the kernel shares processors between sessions alike, whatever their niceness (autogroup).
         child.popen = subprocess.Popen(line, stdin=subprocess.DEVNULL, process_group=0)
+        child.ended_at_s = None
         self._metrics.process_up.labels(child.name).set(1)
         self._metrics.restarts.labels(child.name).inc(0)
         log.info("started %s, pid %d", child.name, child.popen.pid)

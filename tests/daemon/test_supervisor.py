@@ -191,6 +191,18 @@ def test_finished_cameras_and_a_drained_infer_end_with_zero(house: Callable[...,
     assert all(len(running.starts(name)) == 1 for name in running.scripts)
 
 
+def test_an_infer_that_is_gone_before_the_last_camera_is_not_started_again(
+    house: Callable[..., House],
+) -> None:
+    running = house(infer=ends_with(0, after_s=0.3), capture_a=ends_with(0, after_s=0.8))
+
+    running.wait()
+
+    assert running.code == 0
+    assert len(running.starts("infer")) == 1
+    assert 'restarts_total{process="infer"} 0.0' in running.metrics.text()
+
+
 def test_cameras_start_when_somebody_can_look_at_their_frames(
     house: Callable[..., House], tmp_path: Path
 ) -> None:

@@ -161,6 +161,7 @@ def test_a_daemon_whose_cameras_have_all_ended_ends_with_zero(runtime: Path, cac
         assert popen.wait(120) == 0
 
     assert_nothing_is_left(config)
+    assert "starting it again" not in (runtime / "log").read_text(), "a finished process was taken for lost"
     for camera, n in (("a", 15), ("b", 30)):
         with Ledger.open(ledger_path(runtime, camera), create=False) as ledger:
             assert ledger.snapshot().captured == n
