@@ -99,6 +99,7 @@ class AutomaticPromotion:
         exam = Exam(
             base={str(path): load_labelled(path.expanduser(), "test", models) for path in config.gate_data},
             target={FLAGGED: held_out(self._store, stored.about.samples)},
+            runs=config.gate_runs,
             max_slowdown=config.gate_slowdown,
         )
 
@@ -111,7 +112,8 @@ class AutomaticPromotion:
         self._metrics.promotions.labels("passed" if report.passed else "refused").inc()
         for result in report.failed:
             log.warning("release %s did not pass: %s: %s", name, result.name, result.sentence)
-        return f"release {name} {standing(paths.state, stored).sentence}"
+        course = standing(paths.state, stored)
+        return self._ask_for(name) if course.move == "promote" else f"release {name} {course.sentence}"
 
     def _ask_for(self, name: str) -> str:
         """Ask the daemon to promote a release, once; return how far it is.

@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 TICK_S = 0.1
 PATIENCE_S = 3.0  # for processes whose supervisor was killed a moment ago
 DRAIN_S = 30.0  # for infer to answer what the finished cameras left
-ENDING_S = 1.0  # for the cameras to end after infer, which has heard of the end of each
+ENDING_S = 2.0  # for the cameras to end after infer, which has heard of the end of each
 EXIT_CONFIG = ConfigError.exit_code
 
 

@@ -113,7 +113,7 @@ def ask(ensemble: Ensemble, labelled: LabelledFaces, console: Console) -> Output
     """Return what the members say about all faces, with a progress bar."""
     with counted(console) as progress:
         task = progress.add_task("faces", total=len(labelled))
-        return answer(ensemble, labelled, lambda n: progress.advance(task, n))
+        return answer([ensemble], labelled, lambda n: progress.advance(task, n))[0]
 
 
 def comparison(said: Mapping[str, F32], truth: Truth) -> Table:

@@ -23,7 +23,10 @@ def gates(
     target: Annotated[
         Path | None, typer.Option(help="A task file of faces that were flagged: its test part.")
     ] = None,
-    runs: Annotated[int, typer.Option(min=20, help="Batches that are timed on each release.")] = 200,
+    runs: Annotated[
+        int | None,
+        typer.Option(min=20, help="Batches that are timed on each release.", show_default="gate_runs"),
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="The TOML file.")] = None,
 ) -> None:
     """Measure a release against the one that serves and the blessed one; keep and show every figure.
@@ -38,7 +41,7 @@ def gates(
     exam = Exam(
         base={str(path): load(settings, path, "test") for path in dataset},
         target={str(target): load(settings, target, "test")} if target else None,
-        runs=runs,
+        runs=runs or settings.promotion.gate_runs,
         max_slowdown=settings.promotion.gate_slowdown,
     )
     models = ModelStore(settings.paths.cache, settings.paths.wheels)

@@ -3,7 +3,7 @@
 Shape letters: N faces, K emotions.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -51,21 +51,28 @@ class LabelledFaces:
 
 
 def answer(
-    ensemble: Ensemble, labelled: LabelledFaces, on_progress: Callable[[int], None] = lambda n: None
-) -> Outputs:
-    """Return what the members say about all faces, cut and run as live faces are.
+    ensembles: Sequence[Ensemble],
+    labelled: LabelledFaces,
+    on_progress: Callable[[int], None] = lambda n: None,
+) -> list[Outputs]:
+    """Return what the members of each ensemble say about all faces, cut and run as live faces are.
 
     Args:
-        ensemble: what is asked.
+        ensembles: who is asked, all of them about each face while it is at hand: to open one takes longer.
         labelled: N faces.
-        on_progress: called with the number of faces that were just done.
+        on_progress: called with the number of faces that one of them was just asked about.
     """
-    parts = []
+    parts: list[list[Outputs]] = [[] for _ in ensembles]
     faces = iter(labelled.faces)
-    while batch := list(islice(faces, ensemble.max_batch)):
+    while batch := list(islice(faces, min(ensemble.max_batch for ensemble in ensembles))):
         seen = [(rgb, landmarks[None]) for rgb, landmarks in batch]
-        parts.append(ensemble.infer(Cropper().crop_all(seen, ensemble.recipes)))
-        on_progress(len(batch))
+        for ensemble, said in zip(ensembles, parts, strict=True):
+            said.append(ensemble.infer(Cropper().crop_all(seen, ensemble.recipes)))
+            on_progress(len(batch))
+    return [_joined(said) for said in parts]
+
+
+def _joined(parts: Sequence[Outputs]) -> Outputs:
     return Outputs(
         np.concatenate([part.embeddings for part in parts]),
         np.concatenate([part.logits for part in parts], axis=1),

@@ -130,10 +130,9 @@ class _Steps:
 
 def _hold_out(sets: Sequence[LabelledFaces], trio: Sequence[LoadedRelease], steps: _Steps) -> HoldOut:
     """Return what candidate, champion and anchor say about the same faces."""
-    said: dict[str, F32] = {}
-    for loaded in trio:
-        if loaded.key not in said:
-            said[loaded.key] = np.concatenate([_said(loaded, faces, steps) for faces in sets])
+    asked = {loaded.key: loaded for loaded in trio}
+    parts = [_said(list(asked.values()), faces, steps) for faces in sets]
+    said = {key: np.concatenate(of_one) for key, of_one in zip(asked, zip(*parts, strict=True), strict=True)}
     truth = Truth(
         np.concatenate([faces.truth.targets for faces in sets]),
         np.concatenate([faces.truth.groups for faces in sets]),
@@ -142,11 +141,12 @@ def _hold_out(sets: Sequence[LabelledFaces], trio: Sequence[LoadedRelease], step
     return HoldOut(truth, candidate, champion, anchor)
 
 
-def _said(loaded: LoadedRelease, faces: LabelledFaces, steps: _Steps) -> F32:
-    """Return `(N, K)` probabilities."""
+def _said(asked: Sequence[LoadedRelease], faces: LabelledFaces, steps: _Steps) -> list[F32]:
+    """Return the `(N, K)` probabilities of each release."""
     if not len(faces):
-        return np.zeros((0, len(EMOTIONS)), np.float32)
-    return loaded.fuser.fuse(answer(loaded.ensemble, faces, steps.take)).probabilities
+        return [np.zeros((0, len(EMOTIONS)), np.float32)] * len(asked)
+    outputs = answer([loaded.ensemble for loaded in asked], faces, steps.take)
+    return [loaded.fuser.fuse(said).probabilities for loaded, said in zip(asked, outputs, strict=True)]
 
 
 def _cost_of(

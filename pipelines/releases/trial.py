@@ -48,6 +48,8 @@ class PromotionConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     at least. The labelled faces of the site that nothing learned from come to these."""
     gate_slowdown: Annotated[float, Meta(gt=0)] = 1.05
     """Gate: the 95th percentile of its time may be this times that of the release that serves."""
+    gate_runs: Annotated[int, Meta(ge=20, le=10_000)] = 200
+    """Gate: batches of 8 faces that are timed on each of the two; of fewer the percentile says less."""
     compared_share: Share = 0.1
     """Share of the analysed faces that are shown to both releases while one is on trial."""
     shadow_tracks: Annotated[int, Meta(ge=1)] = 500

@@ -1,6 +1,7 @@
 """An examination on real networks: ended it leaves nothing, finished it is kept, no faces are no gain."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from visaged.pipelines.releases.promotion import PromotionJournal
 from visaged.pipelines.releases.release import FACTORY, Release
 from visaged.pipelines.releases.release_store import About, ReleaseStore, StoredRelease, member_of
 
+F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
 
 LANDMARKS = np.array([[270, 118], [250, 117], [198, 122], [218, 120], [228, 158]], np.float32)
@@ -30,6 +32,18 @@ def faces(rgb: U8, emotions: Sequence[str]) -> LabelledFaces:
     targets = np.eye(len(EMOTIONS), dtype=np.float32)[[EMOTIONS.index(name) for name in emotions]]
     groups = np.array([f"g{n}" for n in range(len(emotions))], "U8")
     return LabelledFaces([(rgb, LANDMARKS)] * len(emotions), Truth(targets, groups), groups)
+
+
+class Opened:
+    """Faces that are opened each time they are asked for, and how many were."""
+
+    def __init__(self, rgb: U8, n: int) -> None:
+        self._rgb, self._n, self.n_opened = rgb, n, 0
+
+    def __iter__(self) -> Iterator[tuple[U8, F32]]:
+        for _ in range(self._n):
+            self.n_opened += 1
+            yield self._rgb, LANDMARKS
 
 
 @pytest.fixture
@@ -77,6 +91,24 @@ def test_an_examination_says_how_far_it_is_and_is_kept_with_its_verdict(
     journal = PromotionJournal(tmp_path).read()
     assert journal.state_of(candidate.release.id) == "refused"
     assert journal.history[-1].why.startswith("non-inferiority, target gain")
+
+
+def test_all_releases_are_asked_about_a_face_while_it_is_open(
+    examiner: Examiner, candidate: StoredRelease, astronaut: U8
+) -> None:
+    flagged = faces(astronaut, ["happiness"] * 20)  # more than a batch
+    opened = Opened(astronaut, len(flagged))
+    exam = Exam(
+        base={"one": faces(astronaut, ["happiness"])},
+        target={"flagged": replace(flagged, faces=opened)},
+        runs=RUNS,
+        max_slowdown=1e9,
+    )
+
+    report = examiner.examine(candidate.release.id, exam)
+
+    assert report is not None and opened.n_opened == len(flagged)
+    assert {result.name: result.n for result in report.results}["target gain"] == len(flagged)
 
 
 @pytest.mark.parametrize(("max_slowdown", "timings"), [(1e-9, MAX_TIMINGS), (1e9, 1)])
