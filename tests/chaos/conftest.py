@@ -20,8 +20,11 @@ U8 = npt.NDArray[np.uint8]
 
 @pytest.fixture(scope="session")
 def rounds() -> int:
-    """How often each process is killed: VISAGED_CHAOS_ROUNDS; 2 where it is not set, 100 in the long run."""
-    return int(os.environ.get("VISAGED_CHAOS_ROUNDS", "2"))
+    """How often each process is killed: VISAGED_CHAOS_ROUNDS; once where it is not set, 100 in the long run.
+
+    Tests beside this one kill infer, learn and a capture of the same daemon again.
+    """
+    return int(os.environ.get("VISAGED_CHAOS_ROUNDS", "1"))
 
 
 @pytest.fixture(scope="session")

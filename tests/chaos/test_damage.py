@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from visaged.pipelines.engines.engine import EngineConfig
 from visaged.pipelines.engines.engine_loader import EngineLoader
+from visaged.pipelines.engines.plan_builder import key_of
 from visaged.pipelines.fuser import DecisionFusion
 from visaged.pipelines.model_store import ModelStore, NetworkFiles
 from visaged.pipelines.registry import FACE_RESNET
@@ -36,12 +37,13 @@ def server(photo: Path) -> Iterator[RtspServer]:
 def damaged(cache: Path, tmp_path_factory: pytest.TempPathFactory, server: RtspServer) -> Iterator[Stage]:
     """A daemon that has started with a truncated plan and a truncated active release."""
     own = tmp_path_factory.mktemp("cache")
-    for folder in ("models", "archives/fer"):
-        shutil.copytree(cache / folder, own / folder)
-    loader = EngineLoader(EngineConfig(backend="onnxruntime", precision="int8"), ModelStore(own))
-    loader.build("face-resnet")
-    (plan,) = loader.plans.plans()
-    truncate(plan.path)
+    loader = EngineLoader(EngineConfig(backend="onnxruntime", precision="int8"), ModelStore(cache))
+    loader.build_missing(["face-resnet"])
+    plan = loader.plans.find(key_of(loader.order("face-resnet"), loader.models))
+    assert plan is not None
+    for folder in (cache / "models", cache / "archives" / "fer", plan.folder):
+        shutil.copytree(folder, own / folder.relative_to(cache))
+    truncate(own / plan.path.relative_to(cache))
     with Stage(
         own,
         {"a": server.url},

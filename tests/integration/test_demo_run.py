@@ -46,7 +46,7 @@ def wait_for_first_result(demo: subprocess.Popen[str]) -> None:
 
 
 def test_the_demo_shows_two_cameras_and_accounts_for_every_frame(tmp_path: Path, runtime: Path) -> None:
-    demo = started(runtime, tmp_path, "--seconds", "12")
+    demo = started(runtime, tmp_path, "--seconds", "8")
     out, errors = demo.communicate(timeout=180)
 
     assert demo.returncode == 0, out + errors
@@ -58,7 +58,7 @@ def test_the_demo_shows_two_cameras_and_accounts_for_every_frame(tmp_path: Path,
     assert len(re.findall(r"p50 \d+ ms, p99 \d+ ms", out)) == 2
     assert re.search(r"^  emotions  \w+ \d", out, re.M)
     capture = cv2.VideoCapture(str(tmp_path / "annotated.mp4"))
-    assert capture.get(cv2.CAP_PROP_FRAME_COUNT) > 60
+    assert capture.get(cv2.CAP_PROP_FRAME_COUNT) > 40
     sheet = cv2.imread(str(tmp_path / "contact-sheet.png"))
     assert sheet is not None
     assert sheet.shape[1] > 1000

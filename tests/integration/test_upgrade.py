@@ -111,9 +111,12 @@ def test_a_daemon_that_finds_its_plans_runs_from_them_at_once(photo: Path, cache
                 daemon.start()
                 listen(daemon, subscriber, lambda results: len(results) > 5)
                 status = status_of(daemon)
+                had_plans = status["upgrade"] == "none needed"
                 while status["upgrade"] not in ("none needed", "done"):
                     listen(daemon, subscriber, lambda results: len(results) > 5)
                     status = status_of(daemon)
+        if had_plans:
+            break
 
     assert status["upgrade"] == "none needed"
     assert status["engines"]["face-resnet"]["precision"] == "int8"
