@@ -46,9 +46,13 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what must have the machine to itself; `make test` runs the rest side by side before it."""
+    """Mark what must have the machine to itself; `make test` runs the rest side by side before it.
+
+    In the folders that is everything but modules marked `patient`.
+    """
     for item in items:
-        if item.path.relative_to(TESTS).parts[0] in REAL_TIME:
+        is_patient = item.get_closest_marker("patient") is not None
+        if item.path.relative_to(TESTS).parts[0] in REAL_TIME and not is_patient:
             item.add_marker(pytest.mark.realtime)
 
 
@@ -102,8 +106,13 @@ def free_port() -> int:
 
 
 def find_free_port() -> int:
-    """Return a TCP port that nobody uses, nor the 20 after it; the kernel gives none of these away."""
-    for port in np.random.default_rng().integers(20_000, 32_000, 50).tolist():
+    """Return a TCP port that nobody uses, nor the 20 after it; the kernel gives none of these away.
+
+    Of each four tests that run side by side every one has ports of its own: nobody takes what another has
+    found and does not use yet.
+    """
+    first = 20_000 + 3_000 * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 4)
+    for port in np.random.default_rng().integers(first, first + 2_980, 50).tolist():
         with contextlib.ExitStack() as probes, contextlib.suppress(OSError):
             for offset in range(21):
                 probes.enter_context(socket.socket()).bind(("127.0.0.1", port + offset))

@@ -24,6 +24,8 @@ from visaged.pipelines.releases.release import FACTORY, Release, ReleaseMember
 from visaged.pipelines.releases.release_store import About, ReleaseStore
 from visaged.pipelines.releases.trial import PromotionConfig
 
+pytestmark = pytest.mark.patient
+
 DIGEST = "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"  # of b"x"
 PASSED = GateResult(name="accuracy", passed=True, value=1.0, bound=0.0, n=800, sentence="")
 

@@ -33,6 +33,8 @@ from visaged.pipelines.privacy.wall_clock import WallClock
 
 U8 = npt.NDArray[np.uint8]
 
+pytestmark = pytest.mark.patient
+
 SPACE = "face-resnet"
 LANDMARKS = np.array([[300, 200], [270, 205], [180, 200], [212, 204], [240, 290]], np.float32)
 EMBEDDING = np.full(128, 0.08, np.float32)
@@ -209,6 +211,7 @@ def test_a_flag_stores_the_look_that_was_meant(make: Callable[..., Bench]) -> No
     assert bench.metrics.text().count('visaged_flags_total{source="user"} 1.0') == 1
 
 
+@pytest.mark.realtime
 def test_on_a_slow_disk_a_flag_waits_for_its_answer_and_the_frames_do_not(make: Callable[..., Bench]) -> None:
     bench, may_go_on = make(), threading.Event()
     bench.see(10)

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from visaged.daemon import logs
 
+pytestmark = pytest.mark.patient
+
 TEMPLATE = """
 instance = "{instance}"
 [paths]

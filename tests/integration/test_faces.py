@@ -16,6 +16,8 @@ from visaged.pipelines.errors import VisagedError
 from visaged.pipelines.message import FaceFrame
 from visaged.tools.temporary_daemon import TemporaryDaemon
 
+pytestmark = pytest.mark.patient
+
 U8 = npt.NDArray[np.uint8]
 N_FRAMES = 60
 PATIENCE_S = 40.0

@@ -21,6 +21,8 @@ from visaged.pipelines.loop.sample_store import SampleStore
 from visaged.pipelines.message import FaceFrame
 from visaged.tools.temporary_daemon import TemporaryDaemon
 
+pytestmark = pytest.mark.patient
+
 U8 = npt.NDArray[np.uint8]
 PATIENCE_S = 30.0
 

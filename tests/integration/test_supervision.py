@@ -15,6 +15,8 @@ from visaged.daemon.client import Subscriber
 from visaged.daemon.control import ControlClient, Ping, Status
 from visaged.daemon.ledger import Ledger, ledger_path
 
+pytestmark = pytest.mark.patient
+
 PATTERN = "synthetic:pattern?width=160&height=120&fps=15"
 
 
@@ -88,6 +90,7 @@ def assert_nothing_is_left(config: Path) -> None:
     assert list(runtime.glob("*.ipc")) == []
 
 
+@pytest.mark.realtime
 def test_killed_processes_come_back_alone_and_frames_flow_again(runtime: Path, cache: Path) -> None:
     config = write_config(runtime, cache, {"a": PATTERN, "b": PATTERN})
 

@@ -17,7 +17,6 @@ from visaged.pipelines.message import CameraEnded, Emotion, Face, FaceFrame, Ide
 from visaged.tools import cli
 from visaged.tools.live_table import LiveTable
 
-pytestmark = pytest.mark.realtime
 CAMERA = '[[camera]]\nname = "door"\nsource = "synthetic:pattern"\n'
 
 
@@ -231,11 +230,15 @@ def test_watch_says_when_there_is_no_daemon(runtime: Path) -> None:
 
 
 def test_ctrl_c_is_quiet(runtime: Path) -> None:
-    line = [sys.executable, "-m", "visaged.tools.cli", "watch", "--config", str(config_for(runtime))]
+    words = ["watch", "--json", "--config", str(config_for(runtime))]
+    line = [sys.executable, "-m", "visaged.tools.cli", *words]
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as popen:
-        threading.Event().wait(1.5)
+        daemon = threading.Thread(target=publish_while, args=(runtime, popen, [face()]))
+        daemon.start()
+        assert popen.stdout is not None and popen.stdout.readline()
         popen.send_signal(signal.SIGINT)
         _, err = popen.communicate(timeout=20)
+        daemon.join()
 
     assert popen.returncode == 130
     assert "Traceback" not in err
