@@ -9,7 +9,7 @@ SOURCE ?=
 SECONDS ?=
 OUT ?= demo-output
 PYTEST_ARGS ?=
-# how many tests that only compute run at once
+# how many tests that only compute run at once, and processes that check types
 WORKERS ?= 2
 # for the tests; EXTRAS=dev does without torch, and what needs it skips
 EXTRAS ?= dev,learn
@@ -37,24 +37,25 @@ endif
 check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy typings/visaged tests
+	$(BIN)/mypy -n $(WORKERS) typings/visaged tests
 
-# `pip install $(1)` into .venv, which is made when it is missing
+# `pip install $(3) $(1)` into .venv, which is made when it is missing
 define install
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "$(PYTHON) is older than 3.11; name a newer one: make PYTHON=python3.12" >&2; exit 1; }
 	@echo "Setting up .venv with $$($(PYTHON) --version), once: $(2)" >&2
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv \
 	  || { echo "no venv module: apt install python3-venv, then make again" >&2; rm -rf .venv; exit 1; }
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e "$(1)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(3) -c constraints.txt -e "$(1)"
 	@touch $@
 endef
 
 $(RUNS): pyproject.toml constraints.txt
 	$(call install,.,about half a minute)
 
+# not compiled: what the tests import, a part of it, they compile themselves
 $(READY): pyproject.toml constraints.txt
-	$(call install,.[$(EXTRAS)],a minute or more; torch is the large part)
+	$(call install,.[$(EXTRAS)],a minute or more; torch is the large part,--no-compile)
 	@touch $(RUNS)
 
 clean:
