@@ -48,12 +48,19 @@ def pytest_configure() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what must have the machine to itself; `make test` runs the rest side by side before it.
 
-    In the folders that is everything but modules marked `patient`.
+    In the folders that is everything but modules marked `patient`. Chaos comes last: its one daemon runs to
+    the end of the session, and would be beside everybody else.
     """
     for item in items:
         is_patient = item.get_closest_marker("patient") is not None
-        if item.path.relative_to(TESTS).parts[0] in REAL_TIME and not is_patient:
+        if folder_of(item) in REAL_TIME and not is_patient:
             item.add_marker(pytest.mark.realtime)
+    items.sort(key=lambda item: folder_of(item) == "chaos")
+
+
+def folder_of(item: pytest.Item) -> str:
+    """Return the folder of `tests` that an item is in."""
+    return item.path.relative_to(TESTS).parts[0]
 
 
 def skip_or_fail(what: str, reason: str) -> None:
