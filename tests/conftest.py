@@ -48,14 +48,19 @@ def pytest_configure() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what must have the machine to itself; `make test` runs the rest side by side before it.
 
-    In the folders that is everything but modules marked `patient`. Chaos comes last: its one daemon runs to
-    the end of the session, and would be beside everybody else.
+    In the folders that is everything but modules marked `patient`. What breaks the one daemon of the chaos
+    tests comes last: that runs to the end of the session, and would be beside everybody else.
     """
     for item in items:
         is_patient = item.get_closest_marker("patient") is not None
         if folder_of(item) in REAL_TIME and not is_patient:
             item.add_marker(pytest.mark.realtime)
-    items.sort(key=lambda item: folder_of(item) == "chaos")
+    items.sort(key=shares_chaos)
+
+
+def shares_chaos(item: pytest.Item) -> bool:
+    """Whether an item needs the daemon that all chaos tests share."""
+    return folder_of(item) == "chaos" and isinstance(item, pytest.Function) and "stage" in item.fixturenames
 
 
 def folder_of(item: pytest.Item) -> str:
