@@ -63,8 +63,8 @@ class PromotionConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     probation_hours: Annotated[float, Meta(ge=0)] = 24.0
     """How long the release before stays loaded after a promotion."""
     least_tracks: Annotated[int, Meta(ge=1)] = 50
-    """Compared tracks before which nothing but a failing engine is held against a release: many looks at few
-    faces are evidence of these few."""
+    """Compared tracks before which its answers are not held against a release: many looks at few faces are
+    evidence of these few."""
     least_agreement: Annotated[float, Meta(ge=0, le=1)] = 0.8
     """Roll back when both say the same emotion of a smaller share of the faces."""
     max_psi: Annotated[float, Meta(gt=0)] = 0.25
