@@ -100,6 +100,8 @@ def base(
         agreed = faces.take(faces.has_majority())
         indices = balanced(agreed.targets(), n, random) if n else random.permutation(len(agreed))[:N_HOLD_OUT]
         chosen[name] = agreed.take(np.isin(np.arange(len(agreed)), indices))
+        if name == "train":
+            shares = agreed.targets().mean(axis=0)
     parts: dict[str, list[Remembered]] = {}  # of every pupil
     with tempfile.TemporaryDirectory(prefix="visaged-base-") as scratch:
         trunks = [
@@ -120,7 +122,7 @@ def base(
         trunk_digest(pupil.trunk): Parts(**{name: seen[index] for name, seen in parts.items()})
         for index, pupil in enumerate(pupils)
     }
-    written = write_base(of_trunk, settings.paths.state)
+    written = write_base(of_trunk, shares, settings.paths.state)
     counts = ", ".join(f"{len(seen[0])} to {name.replace('_', ' ')}" for name, seen in parts.items())
     networks = ", ".join(pupil.name for pupil in pupils)
     size = f"{written.stat().st_size / 1e6:.0f} MB"

@@ -67,6 +67,7 @@ class Pupil:
         self.ends: tuple[End, ...] = ends[: 1 + config.end_part]
         self.note = _note(self.ends, config)
         self.entry, self.trunk, self.base = self._cut(ends, memory)
+        self._shares = memory.shares if memory is not None else np.zeros(0, np.float32)
         self.weights: dict[str, F32] = {}
         self.said: list[str] = []
         self.n_steps = 0
@@ -179,7 +180,7 @@ class Pupil:
             site = lesson.as_labelled(self.name, lesson.labelled("train") & ~lesson.suspects)
             restyled = in_style_of(seen(site), seen(self.base.train))
         memory = known if self.base is None else seen(self.base.train).beside(known)
-        return Curriculum(seen(new), memory, restyled, seen(self._tune(lesson)))
+        return Curriculum(seen(new), memory, restyled, seen(self._tune(lesson)), self._shares)
 
     def _tune(self, lesson: Lesson) -> Remembered:
         own = lesson.as_labelled(self.name, lesson.labelled("tune"))

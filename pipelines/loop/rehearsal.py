@@ -26,7 +26,7 @@ from ..importers.onnx_end import End
 from ..learning.losses import LossConfig, WeightedLosses
 from ..learning.metrics import log_loss
 from .layers import answer, run, tensors
-from .replay_memory import Remembered
+from .replay_memory import Remembered, weighed
 
 F32 = npt.NDArray[np.float32]
 Weights = Mapping[str, F32]
@@ -64,13 +64,16 @@ class Curriculum:
     """What an end is taught from; any but `new` may be empty.
 
     Without `memory` nothing holds the end to what it knew; `restyled` is memory as it looks at the site
-    (`style.in_style_of`); without `tune` every look is as good as the last.
+    (`style.in_style_of`); without `tune` every look is as good as the last. `shares` `(K,)` is how often
+    each class of the memory is rehearsed, empty: as often as it is there. Flags are of mistakes, and hardly
+    ever of the commonest class: without it the end forgets that it is common.
     """
 
     new: Remembered
     memory: Remembered
     restyled: Remembered
     tune: Remembered
+    shares: F32
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +183,8 @@ class _Rehearsal:
         self._end, self._schedule = end, schedule
         self._new, self._memory = curriculum.new, curriculum.memory
         self._restyled, tune = curriculum.restyled, curriculum.tune
+        odds = weighed(self._memory, curriculum.shares) if curriculum.shares.size else np.zeros(0, np.float32)
+        self._odds = odds.astype(np.float64) / odds.sum(dtype=np.float64) if odds.any() else None
         _, self._group_of_new = np.unique(self._new.groups, return_inverse=True)
         self._scale = _Scale(end, self._new, self._memory)
         self._tune, self._tune_targets = self._scale.of(tune).numpy(), tune.targets
@@ -210,7 +215,7 @@ class _Rehearsal:
         groups = torch.from_numpy(self._group_of_new[rows])
         loss, _ = self._losses(logits, hidden, torch.from_numpy(new.targets), groups)
         if len(self._memory):
-            rows, dark = random.integers(0, len(self._memory), (2, schedule.batch))
+            rows, dark = random.choice(len(self._memory), (2, schedule.batch), p=self._odds)
             loss = loss + schedule.replay * self._replayed(self._memory.take(rows))
             before = torch.from_numpy(self._memory_logits[dark])
             loss = loss + schedule.logits * mse_loss(self._run(self._memory.take(dark))[0], before)

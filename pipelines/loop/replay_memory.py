@@ -79,6 +79,17 @@ def balanced(targets: F32, per_class: int, random: np.random.Generator) -> I64:
     return indices
 
 
+def weighed(faces: Remembered, wanted: npt.NDArray[Any]) -> F32:
+    """Return `(N,)` weights, sum 1, by which classes are as often among `faces` as `wanted` `(K,)` says.
+
+    All are 0 where none of the wanted classes is there.
+    """
+    there = np.bincount(faces.labels, minlength=len(wanted))
+    weights = (wanted / np.maximum(there, 1))[faces.labels].astype(np.float32)
+    total = weights.sum()
+    return weights / total if total else weights
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """The same faces for all trunks, in the three parts of learning."""
@@ -92,11 +103,13 @@ class Parts:
 class BaseMemory:
     """Faces of the data that the factory's networks are from, as each trunk sees them.
 
-    `of_trunk` has them by the SHA-256 of the trunk: to another one its features mean nothing. `digest` names
-    the file.
+    `of_trunk` has them by the SHA-256 of the trunk: to another one its features mean nothing. `shares` `(K,)`
+    is how often each class was in the data, of which the memory has all classes alike; empty in one that was
+    made before these were kept. `digest` names the file.
     """
 
     of_trunk: Mapping[str, Parts]
+    shares: F32
     digest: str = ""
 
 
@@ -105,13 +118,13 @@ def base_path(state: Path) -> Path:
     return state / "learning" / "base.npz"
 
 
-def write_base(of_trunk: Mapping[str, Parts], state: Path) -> Path:
-    """Keep the base memory, features in half precision; return its path.
+def write_base(of_trunk: Mapping[str, Parts], shares: F32, state: Path) -> Path:
+    """Keep the base memory, features in half precision, and the `shares` of classes; return its path.
 
     Raises:
         SampleError: the folder cannot be written.
     """
-    arrays: dict[str, npt.NDArray[np.generic]] = {"trunks": np.array(list(of_trunk))}
+    arrays: dict[str, npt.NDArray[np.generic]] = {"trunks": np.array(list(of_trunk)), "shares": shares}
     for name in PARTS:
         for index, parts in enumerate(of_trunk.values()):
             part: Remembered = getattr(parts, name)
@@ -144,9 +157,10 @@ def read_base(state: Path) -> BaseMemory | None:
             else:
                 trunks = [str(trunk) for trunk in file["trunks"]]
                 found = {trunk: _parts(file, f"features_{i}") for i, trunk in enumerate(trunks)}
+            shares = file["shares"] if "shares" in file else np.zeros(0, np.float32)
     except NO_ARCHIVE as error:
         raise SampleError(f"{path} is no base memory ({error}); {AGAIN}, or remove it") from error
-    return BaseMemory(found, sha256_of(path))
+    return BaseMemory(found, shares, sha256_of(path))
 
 
 def _parts(file: Mapping[str, npt.NDArray[Any]], features: str) -> Parts:

@@ -7,7 +7,7 @@ remembered can, once the change is made to them too.
 import numpy as np
 import numpy.typing as npt
 
-from .replay_memory import Remembered
+from .replay_memory import Remembered, weighed
 
 F32 = npt.NDArray[np.float32]
 
@@ -29,7 +29,7 @@ def in_style_of(site: Remembered, memory: Remembered) -> Remembered:
     Source: Huang and Belongie, "Arbitrary style transfer in real-time with adaptive instance
     normalization", ICCV 2017, equation 8, over faces in place of pixels.
     """
-    weights = _as_at(site, memory)
+    weights = weighed(memory, np.bincount(site.labels, minlength=memory.targets.shape[1]))
     if len(site) < MIN_FACES or not weights.any():
         return memory.none()
     there, here = (faces.features.astype(np.float32) for faces in (memory, site))
@@ -37,13 +37,3 @@ def in_style_of(site: Remembered, memory: Remembered) -> Remembered:
     spread = np.sqrt(np.tensordot(weights, np.square(there - mean), 1)) + np.float32(FLAT)
     moved: F32 = (there - mean) / spread * here.std(axis=0) + here.mean(axis=0)
     return Remembered(moved.astype(np.float32), memory.targets, memory.groups)
-
-
-def _as_at(site: Remembered, memory: Remembered) -> F32:
-    """Return `(M,)` weights, sum 1, by which the memory has the site's classes; all 0 where it has none."""
-    n_classes = memory.targets.shape[1]
-    wanted = np.bincount(site.labels, minlength=n_classes)
-    there = np.bincount(memory.labels, minlength=n_classes)
-    weights = (wanted / np.maximum(there, 1))[memory.labels].astype(np.float32)
-    total = weights.sum()
-    return weights / total if total else weights

@@ -74,7 +74,11 @@ def test_the_base_memory_is_made_of_features_without_pictures(state: Path, tmp_p
         assert [features.shape[1:] for features in seen] == [(7168,), (864,), (80,)]
         assert {features.dtype for features in seen} == {np.dtype(np.float16)}
         kinds = [f"features_{index}" for index in range(3)] + ["targets", "groups"]
-        assert set(file.files) == {"trunks", *(f"{part}_{kind}" for part in sizes for kind in kinds)}
+        assert set(file.files) == {
+            "trunks",
+            "shares",
+            *(f"{part}_{kind}" for part in sizes for kind in kinds),
+        }
     assert sizes["hold_out"] == 6 and sizes["train"] + sizes["tune"] == 40
     assert (
         f"{sizes['train']} to train" in said

@@ -93,7 +93,7 @@ def remember(champion: Champion, config: LearningConfig, state: Path) -> None:
         everybody = Remembered(random.uniform(0, 0.2, (100, *shape)).astype("f4"), targets, groups)
         parts = [everybody.take(np.arange(at, at + n)) for at, n in ((0, 50), (50, 30), (80, 20))]
         of_trunk[trunk_digest(pupil.trunk)] = Parts(*parts)
-    write_base(of_trunk, state)
+    write_base(of_trunk, np.full(len(EMOTIONS), 1 / len(EMOTIONS), np.float32), state)
 
 
 @pytest.fixture(scope="module")
@@ -344,12 +344,13 @@ def test_a_member_that_is_given_up_stays_as_it_is(
 
 def test_a_base_memory_that_is_damaged_is_refused(tmp_path: Path) -> None:
     one = Remembered(np.ones((1, 4), np.float32), np.full((1, 8), 0.125, np.float32), np.array(["a"]))
-    path = write_base({"trunk": Parts(one, one, one)}, tmp_path)
+    path = write_base({"trunk": Parts(one, one, one)}, np.full(8, 0.125, np.float32), tmp_path)
 
     kept = read_base(tmp_path)
 
     assert kept is not None and len(kept.digest) == 64 and path.stat().st_mode & 0o077 == 0
     assert kept.of_trunk["trunk"].tune.features.dtype == np.float16
+    np.testing.assert_array_equal(kept.shares, np.full(8, 0.125, np.float32))
     whole = path.read_bytes()
     for damaged in (whole[:100], whole[:-40], whole.replace(b"trunks", b"trunky")):
         path.write_bytes(damaged)
@@ -365,6 +366,7 @@ def test_a_base_memory_of_one_network_teaches_that_one_and_of_none_nobody(
     with np.load(base_path(state)) as file:
         arrays = {name.removesuffix("_0"): file[name] for name in file.files if name[-2:] not in ("_1", "_2")}
     arrays["trunk"] = arrays.pop("trunks")[0]
+    del arrays["shares"]
     base_path(tmp_path).parent.mkdir()
     np.savez(base_path(tmp_path), **arrays)
     older = read_base(tmp_path)

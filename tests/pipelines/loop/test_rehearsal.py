@@ -36,6 +36,7 @@ from visaged.pipelines.loop.rehearsal import Curriculum, Schedule, Step, Taught,
 F32 = npt.NDArray[np.float32]
 
 BASE, SITE = two_places()
+NO_SHARES = np.zeros(0, np.float32)
 TOY = Schedule(rate=1e-3)  # 32 hidden units on 64 features: weights move more than in the real head
 
 
@@ -81,9 +82,8 @@ def taught(
     tune = remembered(*SITE.faces(40, 5))
     tune = tune.beside(remembered(*BASE.faces(40, 6))) if remembers else tune
     restyled = in_style_of(remembered(features, said).take(kept), memory)
-    return rehearse(
-        champion, {}, Curriculum(new, memory, restyled, tune), schedule, folder / "checkpoint.pt", ask
-    )
+    curriculum = Curriculum(new, memory, restyled, tune, NO_SHARES)
+    return rehearse(champion, {}, curriculum, schedule, folder / "checkpoint.pt", ask)
 
 
 def head(done: Taught | None) -> Mapping[str, F32]:
@@ -112,6 +112,27 @@ def test_sixty_noisy_flags_teach_the_site_and_memory_keeps_the_base(
     assert drop <= 0.02
     assert naive_drop > max(0.02, drop + 0.02)
     assert seconds < 300
+
+
+def test_a_class_that_nobody_flags_is_rehearsed_as_often_as_it_is_there(
+    champion: End, tmp_path: Path
+) -> None:
+    """The commonest class is hardly ever wrong, so no flag is of it, and the memory has all classes alike."""
+    features, labels = SITE.faces(90, 2)
+    new = remembered(features[labels > 0], labels[labels > 0])
+    memory, tune = remembered(*BASE.faces(200, 4)), remembered(*BASE.faces(40, 6))
+    shares = np.full(N_CLASSES, 0.4 / (N_CLASSES - 1), np.float32)
+    shares[0] = 0.6
+    features, labels = BASE.faces(4000, 7)
+    common = features[labels == 0], labels[labels == 0]
+
+    recalls = {}
+    for name, rehearsed in (("alike", NO_SHARES), ("as there", shares)):
+        curriculum = Curriculum(new, memory, nothing(), tune, rehearsed)
+        done = rehearse(champion, {}, curriculum, TOY, tmp_path / f"{name}.pt", go_on)
+        recalls[name] = accuracy(head(done), common)
+
+    assert recalls["as there"] > recalls["alike"] + 0.01
 
 
 def die(step: Step) -> bool:
@@ -172,7 +193,7 @@ def test_what_does_not_get_better_on_tuning_faces_is_given_up_early(champion: En
     features, labels = BASE.faces(60, 2)
     senseless = remembered(features, (labels + 3) % N_CLASSES)
     nobody, tune = nothing(), remembered(*BASE.faces(80, 5))
-    only_new = Curriculum(senseless, nobody, nobody, tune)
+    only_new = Curriculum(senseless, nobody, nobody, tune, NO_SHARES)
     wild, still = Schedule(rate=0.02), Schedule(rate=0.0)
 
     given_up = rehearse(champion, {}, only_new, wild, tmp_path / "wild.pt", go_on)
