@@ -121,6 +121,10 @@ def test_the_rows_hold_every_budget_of_the_loop() -> None:
             {"network": network, "metric": "accuracy", "before": 0.89, "after": 0.88, "faces": 1000}
             for network in ("face-resnet", FUSED)
         ],
+        "trials": {
+            "shadow 0%": {"agreement": 0.59, "faces": 193, "psi": 0.85, "confidence_shift": 0.05},
+            "canary 50%": {"agreement": None, "faces": 0, "psi": None, "confidence_shift": None},
+        },
         "seconds": {"flag_to_live": 100.0, "learning": 20.0, "gates": 70.0, "shadow_and_canary": 10.0},
         "p99_ms": {"quiet": 20.0, "learning": 25.0},
         "swaps": {"n": 100, "p99_ratio": 1.1, "memory_ratio": 1.01},
@@ -132,6 +136,9 @@ def test_the_rows_hold_every_budget_of_the_loop() -> None:
     assert rows["loop, gain on the site"] == ("+12.0 points", "+10 points")
     assert rows["loop, base hold-out, face-resnet"] == ("-1.0 points", "")
     assert rows[f"loop, base hold-out, {FUSED}"] == ("-1.0 points", "-2 points")
+    assert rows["loop, both say the same, shadow 0%"] == ("59% of 193", "")
+    assert rows["loop, PSI / shift of confidence, shadow 0%"] == ("0.85 / +0.05", "")
+    assert rows["loop, both say the same, canary 50%"] == ("nothing yet", "")
     assert rows["loop, last flag to live"] == ("100 s", "300 s")
     assert rows["loop, p99 in 100 swaps / quiet"] == ("1.1 x", "1.25 x")
     assert rows["loop, memory after the last swaps / the first"] == ("1.01 x", "1.03 x")
