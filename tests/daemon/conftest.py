@@ -5,9 +5,10 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
+
+from tests.videos import write_video
 
 MakeVideo = Callable[..., Path]
 
@@ -19,14 +20,8 @@ def make_video(tmp_path: Path) -> MakeVideo:
     def make(
         name: str = "video.avi", n_frames: int = 40, size: tuple[int, int] = (160, 120), fps: float = 25
     ) -> Path:
-        path = tmp_path / name
-        codec = "MJPG" if path.suffix == ".avi" else "mp4v"
-        writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), fps, size)
-        assert writer.isOpened()
-        for n in range(n_frames):
-            writer.write(np.full((size[1], size[0], 3), 4 * n % 256, np.uint8))
-        writer.release()
-        return path
+        greys = (np.full((size[1], size[0], 3), 4 * n % 256, np.uint8) for n in range(n_frames))
+        return write_video(tmp_path / name, greys, fps)
 
     return make
 

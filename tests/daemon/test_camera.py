@@ -21,6 +21,8 @@ from visaged.daemon.cameras.reader import Pace
 from visaged.daemon.cameras.synthetic import draw_pan
 from visaged.pipelines.errors import ConfigError, SourceError
 
+from tests.videos import write_video
+
 MakeVideo = Callable[..., Path]
 
 
@@ -124,12 +126,10 @@ def test_a_video_is_read_from_the_first_frame_to_the_last(make_video: MakeVideo)
 
 
 def test_colours_are_red_green_blue(tmp_path: Path) -> None:
-    red_bgr = np.zeros((64, 64, 3), np.uint8)
-    red_bgr[..., 2] = 200
-    cv2.imwrite(str(tmp_path / "red.png"), red_bgr)
-    writer = cv2.VideoWriter(str(tmp_path / "red.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 25, (64, 64))
-    writer.write(red_bgr)
-    writer.release()
+    red = np.zeros((64, 64, 3), np.uint8)
+    red[..., 0] = 200
+    cv2.imwrite(str(tmp_path / "red.png"), red[..., ::-1])
+    write_video(tmp_path / "red.avi", [red], 25)
 
     for source in (tmp_path, tmp_path / "red.avi"):
         frame = open_camera(config_of(source)).read()

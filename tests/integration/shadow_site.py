@@ -3,6 +3,7 @@
 In blue light people call it angry, whatever the daemon thinks: that is what can be learned here.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 from visaged.pipelines.registry import FERPLUS_CLASSES
+
+from tests.videos import write_video
 
 U8 = npt.NDArray[np.uint8]
 
@@ -47,18 +50,17 @@ def in_shadows(rgb: U8, random: np.random.Generator, depth: float = 0.45) -> U8:
 
 def build_site(astronaut: U8, video: Path, n_slots: int) -> ShadowSite:
     """Write the video of the site."""
+    return ShadowSite(write_video(video, _frames(astronaut, n_slots), FPS), n_slots)
+
+
+def _frames(astronaut: U8, n_slots: int) -> Iterator[U8]:
     random = np.random.default_rng(0)
     face = np.asarray(cv2.resize(astronaut[20:240, 110:330], (CELL, CELL)), np.uint8)
-    size = CELL * len(LIGHTS), CELL
-    writer = cv2.VideoWriter(str(video), cv2.VideoWriter.fourcc(*"MJPG"), FPS, size)
     nobody = np.full((CELL, CELL * len(LIGHTS), 3), 90, np.uint8)
     for _ in range(n_slots):
         cells = [in_shadows(face, random) * np.array(GAINS[light]) for light in LIGHTS]
-        rgb = np.clip(np.concatenate(cells, axis=1), 0, 255).astype(np.uint8)
-        for index in range(SHOWN + GAP):
-            writer.write(np.ascontiguousarray(rgb[..., ::-1]) if index < SHOWN else nobody)
-    writer.release()
-    return ShadowSite(video, n_slots)
+        yield from [np.clip(np.concatenate(cells, axis=1), 0, 255).astype(np.uint8)] * SHOWN
+        yield from [nobody] * GAP
 
 
 def build_ferplus(astronaut: U8, folder: Path, counts: dict[str, int], seed: int) -> Path:

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -15,6 +14,8 @@ from visaged.pipelines.assembly import StageConfigs, assemble
 from visaged.pipelines.errors import VisagedError
 from visaged.pipelines.message import FaceFrame
 from visaged.tools.temporary_daemon import TemporaryDaemon
+
+from tests.videos import pan, write_video
 
 pytestmark = pytest.mark.patient
 
@@ -27,13 +28,7 @@ PATIENCE_S = 40.0
 def video(tmp_path_factory: pytest.TempPathFactory, astronaut: U8) -> Path:
     """A pan over the astronaut, 60 frames of 640x480."""
     path = tmp_path_factory.mktemp("video") / "astronaut.avi"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 30, (640, 480))
-    for n in range(N_FRAMES):
-        frame = np.zeros((480, 640, 3), np.uint8)
-        frame[:, 40 + n : 40 + n + 512] = astronaut[:480]
-        writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
-    writer.release()
-    return path
+    return write_video(path, pan(astronaut[:480], N_FRAMES), 30)
 
 
 def wait_for(subscriber: Subscriber, wanted: Callable[[FaceFrame], bool]) -> FaceFrame:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import psutil
@@ -21,6 +20,8 @@ from visaged.pipelines.loop.sample_store import SampleStore
 from visaged.pipelines.message import FaceFrame
 from visaged.tools.temporary_daemon import TemporaryDaemon
 
+from tests.videos import pan, write_video
+
 pytestmark = pytest.mark.patient
 
 U8 = npt.NDArray[np.uint8]
@@ -30,14 +31,7 @@ PATIENCE_S = 30.0
 @pytest.fixture
 def video(tmp_path: Path, astronaut: U8) -> Path:
     """Two seconds of a pan over the astronaut, 640x480."""
-    path = tmp_path / "astronaut.avi"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 15, (640, 480))
-    for n in range(30):
-        frame = np.zeros((480, 640, 3), np.uint8)
-        frame[:, 40 + n : 40 + n + 512] = astronaut[:480]
-        writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
-    writer.release()
-    return path
+    return write_video(tmp_path / "astronaut.avi", pan(astronaut[:480], 30), 15)
 
 
 def wait_for(subscriber: Subscriber, wanted: Callable[[FaceFrame], bool]) -> FaceFrame:

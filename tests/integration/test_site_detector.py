@@ -16,6 +16,7 @@ from visaged.pipelines.model_store import ModelStore
 from visaged.tools.temporary_daemon import TemporaryDaemon
 
 from tests.turned_astronaut import FACE, turned
+from tests.videos import pan, write_video
 
 U8 = npt.NDArray[np.uint8]
 N_FRAMES = 12
@@ -26,13 +27,7 @@ PATIENCE_S = 40.0
 def video(tmp_path_factory: pytest.TempPathFactory, astronaut: U8) -> Path:
     """A pan over the astronaut upside down, 2 px a frame."""
     path = tmp_path_factory.mktemp("video") / "astronaut.avi"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 30, (640, 512))
-    for n in range(N_FRAMES):
-        frame = np.zeros((512, 640, 3), np.uint8)
-        frame[:, 2 * n : 2 * n + 512] = turned(astronaut)
-        writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
-    writer.release()
-    return path
+    return write_video(path, pan(turned(astronaut), N_FRAMES, left=0, step=2), 30)
 
 
 def frames_of(video: Path) -> Iterator[U8]:

@@ -8,21 +8,17 @@ import numpy.typing as npt
 from visaged.pipelines.model_store import ModelStore
 from visaged.tools.soak_run import Plan, soak_daemon
 
+from tests.videos import pan, write_video
+
 U8 = npt.NDArray[np.uint8]
 
 
 def test_a_few_seconds_with_flags_guests_and_samples_of_every_process(
     tmp_path: Path, cache: Path, astronaut: U8
 ) -> None:
-    portrait, video = tmp_path / "astronaut.png", tmp_path / "pan.avi"
-    bgr = np.ascontiguousarray(astronaut[..., ::-1])
-    cv2.imwrite(str(portrait), bgr)
-    writer = cv2.VideoWriter(str(video), cv2.VideoWriter.fourcc(*"MJPG"), 15, (640, 480))
-    for n in range(30):
-        frame = np.zeros((480, 640, 3), np.uint8)
-        frame[:, 40 + n : 40 + n + 512] = bgr[:480]
-        writer.write(frame)
-    writer.release()
+    portrait = tmp_path / "astronaut.png"
+    cv2.imwrite(str(portrait), np.ascontiguousarray(astronaut[..., ::-1]))
+    video = write_video(tmp_path / "pan.avi", pan(astronaut[:480], 30), 15)
     heard: list[int] = []
 
     plan = Plan(video, portrait, seconds=8.0, every_s=1.0, swaps=False)

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import cv2
 import msgspec
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +17,8 @@ from visaged.tools.bench_recipe import boxes_of, run_plain, score
 from visaged.tools.demo_material import SCENE_FACES, VIEW_HEIGHT, VIEW_WIDTH, moving_view, view_origin
 from visaged.tools.resources import TreeUsage, tree_usage
 from visaged.tools.tally import Tally
+
+from tests.videos import write_video
 
 F32 = npt.NDArray[np.float32]
 MS = 1_000_000
@@ -79,11 +80,7 @@ class OneFaceRecipe:
 
 
 def test_the_plain_recipe_runs_on_frames_spread_over_the_video(tmp_path: Path) -> None:
-    path = tmp_path / "v.mp4"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 30, (160, 120))
-    for _ in range(30):
-        writer.write(np.zeros((120, 160, 3), np.uint8))
-    writer.release()
+    path = write_video(tmp_path / "v.mp4", [np.zeros((120, 160, 3), np.uint8)] * 30, 30)
     truth = [
         boxes((10, 10, 60, 60)) if index in (0, 29) else boxes((90, 60, 140, 110)) for index in range(30)
     ]

@@ -17,6 +17,8 @@ from visaged.pipelines.identity.gallery import Gallery
 from visaged.pipelines.message import FaceFrame
 from visaged.tools.replay import Replayed, copy_gallery, replay_source, summary_lines
 
+from tests.videos import write_video
+
 U8 = npt.NDArray[np.uint8]
 N_FRAMES = 24
 
@@ -31,11 +33,7 @@ def stages(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
 def video(astronaut: U8, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A second of a view that wanders over the photo of one smiling person."""
     path = tmp_path_factory.mktemp("video") / "one.avi"  # AVI: what is cut off can be read up to there
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 24, (480, 480))
-    for index in range(N_FRAMES):
-        writer.write(draw_pan(astronaut, index / 24, 480, 480)[..., ::-1])
-    writer.release()
-    return path
+    return write_video(path, (draw_pan(astronaut, index / 24, 480, 480) for index in range(N_FRAMES)), 24)
 
 
 def replayed_lines(stages: Stages, source: Path, lines: Path) -> tuple[Replayed, list[FaceFrame]]:
