@@ -46,7 +46,6 @@ class Gallery:
         """
         self.folder, self.now = state, now or WallClock(state).now
         self._file, self._sealer = open_store(GALLERY, state, key=key, timeout_s=timeout_s)
-        self._seen_version = self._file.data_version()
         self._has_own_change = True
 
     def close(self) -> None:
@@ -64,9 +63,8 @@ class Gallery:
 
         What the owner does to strangers itself (`add_stranger`, `touch_stranger`) does not count.
         """
-        version = self._file.data_version()
-        changed = self._has_own_change or version != self._seen_version
-        self._seen_version, self._has_own_change = version, False
+        changed = self._file.changed_elsewhere() or self._has_own_change
+        self._has_own_change = False
         return changed
 
     def enrol(

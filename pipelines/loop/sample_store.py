@@ -76,12 +76,10 @@ class SampleStore:
         """
         self._config, self._now = config, now or WallClock(state).now
         self._file, self._sealer = open_store(SAMPLES, state, key=key, timeout_s=timeout_s)
-        self._seen_version = self._file.data_version()
 
     def changed(self) -> bool:
         """Return whether another process or object has written since the last call."""
-        seen, self._seen_version = self._seen_version, self._file.data_version()
-        return self._seen_version != seen
+        return self._file.changed_elsewhere()
 
     def close(self) -> None:
         """Close the file."""

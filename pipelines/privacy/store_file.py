@@ -78,6 +78,7 @@ class StoreFile:
             except BaseException:
                 self._db.close()
                 raise
+        self._seen_version = self._version()
 
     def close(self) -> None:
         """Close the connection."""
@@ -116,8 +117,12 @@ class StoreFile:
         with self._explained():
             self._db.execute("COMMIT")
 
-    def data_version(self) -> int:
-        """Return a number that changes when another connection has changed the file."""
+    def changed_elsewhere(self) -> bool:
+        """Return whether another connection has changed the file since the last call."""
+        seen, self._seen_version = self._seen_version, self._version()
+        return self._seen_version != seen
+
+    def _version(self) -> int:
         return int(self.rows("PRAGMA data_version")[0][0])
 
     def scrub(self) -> bool:
