@@ -172,18 +172,18 @@ class CaptureMetrics(Metrics):
 
     def __init__(self, process: str) -> None:
         super().__init__(process)
-        self.camera_up = prometheus.Gauge(
-            "visaged_camera_up", "1 while the camera yields frames.", ["camera"], registry=self.registry
-        )
         label, registry = ["camera"], self.registry
+        self.camera_up = prometheus.Gauge(
+            "visaged_camera_up", "1 while the camera yields frames.", label, registry=registry
+        )
         self.reconnects = prometheus.Counter(
             "visaged_camera_reconnects_total", "Times the camera was opened again.", label, registry=registry
         )
         self.silences = prometheus.Counter(
             "visaged_camera_silences_total",
             "Times the camera was given up because it yielded nothing for too long.",
-            ["camera"],
-            registry=self.registry,
+            label,
+            registry=registry,
         )
         self.size_changes = prometheus.Counter(
             "visaged_camera_size_changes_total",
@@ -194,9 +194,9 @@ class CaptureMetrics(Metrics):
         self.capture_seconds = prometheus.Histogram(
             "visaged_capture_duration_seconds",
             "Time from a complete frame to its descriptor sent, waits of policy replay included.",
-            ["camera"],
+            label,
             buckets=SECONDS,
-            registry=self.registry,
+            registry=registry,
         )
 
 
