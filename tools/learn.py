@@ -91,17 +91,15 @@ def base(
     pupils = champion.pupils(None, settings.learning)
     training, test = load_faces(ferplus)
     tuning, random = tuning_part(training), np.random.default_rng(0)
-    chosen = {}
-    for name, faces, n in (
-        ("train", training.take(~tuning), per_class),
-        ("tune", training.take(tuning), TUNE_PER_CLASS),
-        ("hold_out", test, 0),
-    ):
-        agreed = faces.take(faces.has_majority())
-        indices = balanced(agreed.targets(), n, random) if n else random.permutation(len(agreed))[:N_HOLD_OUT]
-        chosen[name] = agreed.take(np.isin(np.arange(len(agreed)), indices))
-        if name == "train":
-            shares = agreed.targets().mean(axis=0)
+    learned, tuned, held_out = (
+        faces.take(faces.has_majority()) for faces in (training.take(~tuning), training.take(tuning), test)
+    )
+    shares = learned.targets().mean(axis=0)
+    chosen = {
+        "train": learned.take(balanced(learned.targets(), per_class, random)),
+        "tune": tuned.take(balanced(tuned.targets(), TUNE_PER_CLASS, random)),
+        "hold_out": held_out.take(np.sort(random.permutation(len(held_out))[:N_HOLD_OUT])),
+    }
     parts: dict[str, list[Remembered]] = {}  # of every pupil
     with tempfile.TemporaryDirectory(prefix="visaged-base-") as scratch:
         trunks = [

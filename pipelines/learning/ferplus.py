@@ -51,8 +51,8 @@ class Faces:
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def take(self, keep: Bool) -> "Faces":
-        """Return the faces where `keep` `(N,)` is true."""
+    def take(self, keep: npt.NDArray[np.generic]) -> "Faces":
+        """Return the faces where `keep` `(N,)` is true, or those at its indices."""
         return Faces(self.pictures[keep], self.votes[keep])
 
     def targets(self) -> F32:
