@@ -31,6 +31,7 @@ F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
 
 BYTES_PER_PX = 20  # of a photo's pixels and features while dlib trains; measured
+LEAST_OF_WINDOW = 0.8  # side of the smallest face learned from, in windows; its IoU with one is 0.64
 PHOTOS, OUTPUT = "photos.xml", "detector.svm"
 
 Progress = Callable[[int, float], None]
@@ -141,9 +142,6 @@ def scaled(boxes: FaceBoxes, scale: float) -> FaceBoxes:
     faces, ignored = boxes.faces * np.float32(scale), boxes.ignored * np.float32(scale)
     is_small = np.prod(faces[:, 2:] - faces[:, :2], axis=1) < (LEAST_OF_WINDOW * HOG_FACE_PX) ** 2
     return FaceBoxes(faces[~is_small], np.concatenate([ignored, faces[is_small]]))
-
-
-LEAST_OF_WINDOW = 0.8  # side of the smallest face learned from, in windows; its IoU with one is 0.64
 
 
 def _box(box: F32, more: str = "") -> str:
